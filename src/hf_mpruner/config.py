@@ -1,0 +1,218 @@
+"""`PruningConfig`: what the user asked for. The same names in Python, on the command line and in JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .similarity import PROTOCOLS, SimilarityProtocol
+from .storage import write_json
+
+CONFIG_NAME = "pruning_config.json"
+
+Linkage = Literal["anchor", "chain"]
+SnapshotPlace = Literal["cpu", "device", "disk"]
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What to prune, how far, and how to judge it (the inputs of MPruner's Algorithm 1).
+
+    > What is alike
+
+    Args:
+        threshold (`float`): similarity, in 0..1, from which neighbouring layers form a cluster (the paper's tau).
+        linkage (`"anchor"` or `"chain"`): a layer joins a cluster by its similarity to the cluster's first layer
+            (the reference code) or to its predecessor (Algorithm 3 as printed).
+        preset (`"default"` or `"paper"`): measuring protocol. `"paper"` is the reference code's for BERT: biased
+            estimator, tokens of one sentence as rows, mean of the sentences' values.
+        estimator, rows, token_groups, average: single fields of the protocol that replace the preset's; see
+            [`SimilarityProtocol`][hf_mpruner.similarity.SimilarityProtocol].
+        calibration_samples (`int`): number of examples that the similarity is measured on.
+        calibration_batch_size (`int`): examples a forward pass during the measurement.
+        seed (`int`): draws the calibration sample; the training's random state is never touched.
+
+    > What may go
+
+    Args:
+        granularity (`int`): 1..3, the paper's k in the first round: of a cluster, the members `cluster[1::k]` go.
+        max_granularity (`int`): 1..3, the coarsest k that a rejected round may fall back to.
+        protect (list of `int` or `str`): layers that must stay, in the model's own numbering: `0`, `-1` (of every
+            stack) or `"encoder.block:0"` (of one).
+        stacks (list of `str`, *optional*): paths of the block stacks to prune; all of them by default.
+
+    > How it is judged
+
+    Args:
+        max_metric_drop (`float`): the largest accepted drop against the uncut model, in the metric's own unit
+            (0.01 is one point of an accuracy in 0..1; the paper's gamma).
+        metric (`str`, *optional*): name as `compute_metrics` returns it (or `"loss"`). By default the Trainer's
+            `metric_for_best_model`, else the only metric that `compute_metrics` returns.
+        greater_is_better (`bool`, *optional*): known for the usual names; must be given for others.
+
+    > How it recovers
+
+    Args:
+        start_epoch (`int`): epochs that are trained before the first cut.
+        recovery_epochs (`int`): epochs of training between a cut and its verdict.
+        freeze_untouched (`bool`): during recovery train only the layers beside a cut and the head (the paper's b).
+        max_rounds (`int`, *optional*): stop after so many rounds.
+        stop_when_done (`bool`): end the training once no round is left, instead of training the rest of the epochs.
+        snapshot (`"cpu"`, `"device"` or `"disk"`): where the weights for a rollback are kept.
+
+    Raises:
+        ValueError: for a value outside its range; the text says what to type instead.
+
+    Example:
+        >>> PruningConfig(threshold=0.98).protocol.estimator
+        'unbiased'
+        >>> PruningConfig(preset="paper").protocol.rows
+        'tokens'
+    """
+
+    threshold: float = field(default=0.98, metadata=_help("similarity in 0..1 that joins neighbouring layers"))
+    linkage: Linkage = field(default="anchor", metadata=_help("compare with the cluster's first layer, or in a chain"))
+    preset: Literal["default", "paper"] = field(default="default", metadata=_help("measuring protocol"))
+    estimator: Literal["unbiased", "biased"] | None = field(default=None, metadata=_help("HSIC estimator"))
+    rows: Literal["examples", "tokens", "mean", "first", "last"] | None = field(
+        default=None, metadata=_help("what a row of the feature matrix is")
+    )
+    token_groups: Literal["example", "batch"] | None = field(
+        default=None, metadata=_help("for rows=tokens: one sentence at a time, or a batch's tokens pooled")
+    )
+    average: Literal["sums", "ratios"] | None = field(
+        default=None, metadata=_help("normalise the summed HSICs once, or average CKA values")
+    )
+    calibration_samples: int = field(default=1024, metadata=_help("examples to measure similarity on"))
+    calibration_batch_size: int = field(default=32, metadata=_help("examples a forward pass while measuring"))
+    seed: int = field(default=0, metadata=_help("draws the calibration sample"))
+    granularity: int = field(default=1, metadata=_help("the paper's k of the first round: cluster[1::k] go"))
+    max_granularity: int = field(default=3, metadata=_help("coarsest k after rejected rounds"))
+    protect: list[str] = field(default_factory=list, metadata=_help("layers that stay: 0, -1 or encoder.block:0"))
+    stacks: list[str] | None = field(default=None, metadata=_help("paths of the stacks to prune (default: all)"))
+    max_metric_drop: float = field(default=0.01, metadata=_help("largest accepted drop, in the metric's own unit"))
+    metric: str | None = field(default=None, metadata=_help("metric that decides, as compute_metrics names it"))
+    greater_is_better: bool | None = field(default=None, metadata=_help("direction of the metric, if not known"))
+    start_epoch: int = field(default=0, metadata=_help("epochs trained before the first cut"))
+    recovery_epochs: int = field(default=1, metadata=_help("epochs trained between a cut and its verdict"))
+    freeze_untouched: bool = field(default=False, metadata=_help("recover only beside the cuts, and the head"))
+    max_rounds: int | None = field(default=None, metadata=_help("stop after so many rounds"))
+    stop_when_done: bool = field(default=False, metadata=_help("end the training once no round is left"))
+    snapshot: SnapshotPlace = field(default="cpu", metadata=_help("where rollback weights are kept"))
+
+    def __post_init__(self) -> None:
+        """Check every value; nothing is coerced but `protect`, whose entries become strings."""
+        object.__setattr__(self, "protect", _protect_entries(self.protect))
+        if not 0 <= self.threshold <= 1:
+            hint = f" for {self.threshold:g} % pass threshold={self.threshold / 100:g}." if self.threshold > 1 else ""
+            raise ValueError(
+                f"threshold={self.threshold} is outside 0..1. Similarity is a fraction here:{hint or ' pass 0.98, say.'}"
+            )
+        if not self.max_metric_drop >= 0:
+            raise ValueError(
+                f"max_metric_drop={self.max_metric_drop} is negative or not a number. It is the largest accepted "
+                "drop in the metric's own unit: pass 0.01 for one point of an accuracy in 0..1."
+            )
+        for name, low, high in (
+            ("granularity", 1, 3),
+            ("max_granularity", 1, 3),
+            ("calibration_samples", 1, None),
+            ("calibration_batch_size", 1, None),
+            ("start_epoch", 0, None),
+            ("recovery_epochs", 0, None),
+            ("max_rounds", 1, None),
+        ):
+            _check_int(name, getattr(self, name), low, high, optional=name == "max_rounds")
+        if self.granularity > self.max_granularity:
+            raise ValueError(
+                f"granularity={self.granularity} is coarser than max_granularity={self.max_granularity}: no round "
+                f"could run. Pass max_granularity={self.granularity} or a smaller granularity."
+            )
+        for name, allowed in (
+            ("linkage", get_args(Linkage)),
+            ("snapshot", get_args(SnapshotPlace)),
+            ("preset", tuple(PROTOCOLS)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known: pass one of {', '.join(allowed)}.")
+        _ = self.protocol  # a wrong protocol field is an error now, not at the first round
+
+    @property
+    def protocol(self) -> SimilarityProtocol:
+        """The measuring protocol: the preset with the fields that were given."""
+        given = {
+            name: getattr(self, name)
+            for name in ("estimator", "rows", "token_groups", "average")
+            if getattr(self, name) is not None
+        }
+        return dataclasses.replace(PROTOCOLS[self.preset], **given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruningConfig:
+        """Build from `to_dict()`'s result; keys of a newer version are dropped with a warning that names them."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known - {"hf_mpruner_version"})
+        if unknown:
+            written_by = values.get("hf_mpruner_version", "another version")
+            warnings.warn(
+                f"PruningConfig: ignored unknown fields {', '.join(unknown)} (written by hf_mpruner {written_by}). "
+                "If they matter, install that version: pip install -U hf_mpruner.",
+                stacklevel=2,
+            )
+        return cls(**{k: v for k, v in values.items() if k in known})
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
+        """Write `pruning_config.json` into a folder and return its path."""
+        from . import __version__
+
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_json(folder / CONFIG_NAME, {"hf_mpruner_version": __version__, **self.to_dict()})
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> PruningConfig:
+        """Read a `pruning_config.json`, given the file or its folder."""
+        file = Path(path)
+        if file.is_dir():
+            file = file / CONFIG_NAME
+        if not file.is_file():
+            raise FileNotFoundError(f"No {CONFIG_NAME} at '{path}'. Pass the file or the folder that holds it.")
+        return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _check_int(name: str, value: object, low: int, high: int | None, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    allowed = f"{low}..{high}" if high is not None else f"{low} or more"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise ValueError(f"{name}={value!r} is not allowed: pass a whole number, {allowed}.")
+
+
+def _protect_entries(protect: Sequence[int | str] | Mapping[str, Sequence[int]]) -> list[str]:
+    if isinstance(protect, Mapping):
+        return [f"{path}:{layer}" for path, layers in protect.items() for layer in layers]
+    if isinstance(protect, str):
+        raise ValueError(f"protect={protect!r} is one string: pass a list, e.g. protect=[{protect!r}].")
+    entries = [str(entry) for entry in protect]
+    for entry in entries:
+        number = entry.rpartition(":")[2]
+        if not number.lstrip("-").isdigit():
+            raise ValueError(
+                f"protect entry {entry!r} names no layer: write a layer number (0, -1) for every stack or "
+                "'path:number' (encoder.block:0) for one."
+            )
+    return entries

@@ -1,0 +1,347 @@
+"""`PruningPlan`: which layers of which stack stay, in the numbering of the model the plan was made for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .architectures import BlockStack, parameters_after
+from .clusters import LayerCluster
+from .errors import PlanMismatchError
+from .storage import write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PLAN_NAME = "pruning_plan.json"
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StackPlan:
+    """The layers of one stack that stay.
+
+    Args:
+        depth (`int`): number of layers before the cut.
+        kept (`tuple[int, ...]`): the layers that stay, ascending, each in 0..depth-1.
+
+    Raises:
+        ValueError: if `kept` is empty, out of range, or not ascending without repeats.
+
+    Example:
+        >>> StackPlan(6, (0, 1, 5)).removed
+        (2, 3, 4)
+    """
+
+    depth: int
+    kept: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check the kept layers against the depth."""
+        object.__setattr__(self, "kept", tuple(int(i) for i in self.kept))
+        if not self.kept:
+            raise ValueError(f"A plan that keeps none of {self.depth} layers leaves the stack empty. Keep at least one.")
+        outside = [i for i in self.kept if not 0 <= i < self.depth]
+        if outside:
+            raise ValueError(
+                f"Kept layers {outside} do not exist in a stack of {self.depth} layers. "
+                f"Layers are numbered 0..{self.depth - 1}."
+            )
+        if any(later <= earlier for earlier, later in zip(self.kept, self.kept[1:], strict=False)):
+            raise ValueError(
+                f"Kept layers {list(self.kept)} are not ascending. Layers keep their order and go in once: "
+                f"pass {sorted(set(self.kept))}."
+            )
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """The layers that go, ascending."""
+        kept = set(self.kept)
+        return tuple(i for i in range(self.depth) if i not in kept)
+
+
+@dataclass(frozen=True)
+class PlanPreview:
+    """What a plan changes, counted on a model that is not touched.
+
+    Args:
+        parameters_before, parameters_after (`int`): unique parameters of the whole model.
+        bytes_before, bytes_after (`int`): their size at the model's data types.
+        stacks (`dict[str, StackPlan]`): the plan's stacks.
+    """
+
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    stacks: dict[str, StackPlan]
+
+    def __str__(self) -> str:
+        """A few aligned lines, one for each stack and two totals."""
+        width = max((len(path) for path in self.stacks), default=10)
+        width = max(width, len("parameters"))
+        lines = [
+            f"{path:<{width}}  {stack.depth} -> {len(stack.kept)} layers, without {_ranges(stack.removed)}"
+            for path, stack in self.stacks.items()
+        ]
+        share = 1 - self.parameters_after / self.parameters_before
+        lines.append(
+            f"{'parameters':<{width}}  {self.parameters_before:,} -> {self.parameters_after:,} ({share:.1%} fewer)"
+        )
+        lines.append(f"{'bytes':<{width}}  {self.bytes_before:,} -> {self.bytes_after:,}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which layers stay, and why: data that can be printed, saved, replayed on a fresh model, byte for byte.
+
+    Args:
+        stacks (`dict[str, StackPlan]`): for each block stack (by module path) its depth and kept layers.
+        model_type (`str`, *optional*): `config.model_type` of the model the plan was made for.
+        source_model, source_revision (`str`, *optional*): where that model came from.
+        evidence (`dict`): plain values that led to the plan (similarities, clusters, rounds).
+
+    Example:
+        >>> from hf_mpruner.architectures import BlockStack, ConfigField
+        >>> stack = BlockStack("encoder.layer", "BertLayer", 6, ConfigField("num_hidden_layers"))
+        >>> plan = PruningPlan.from_kept({"encoder.layer": [0, 1, 5]}, [stack])
+        >>> plan.stacks["encoder.layer"].removed
+        (2, 3, 4)
+    """
+
+    stacks: dict[str, StackPlan]
+    model_type: str | None = None
+    source_model: str | None = None
+    source_revision: str | None = None
+    evidence: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """`{path: kept layers}`."""
+        return {path: stack.kept for path, stack in self.stacks.items()}
+
+    @property
+    def num_removed(self) -> int:
+        """Number of layers that the plan removes, over all stacks."""
+        return sum(len(stack.removed) for stack in self.stacks.values())
+
+    @classmethod
+    def from_kept(cls, kept: Mapping[str, Sequence[int]], stacks: Iterable[BlockStack], **facts: Any) -> PruningPlan:
+        """Plan by hand.
+
+        Args:
+            kept (`dict[str, list[int]]`): for each stack path the layers that stay; stacks left out stay whole.
+            stacks (list of `BlockStack`): from `find_block_stacks(model)`.
+            facts: `model_type`, `source_model`, `source_revision`, `evidence`.
+
+        Raises:
+            PlanMismatchError: for a path that is no stack of the model, or a pinned layer that would go.
+            ValueError: for layers that do not exist, are repeated, or for an empty stack.
+        """
+        by_path = {stack.path: stack for stack in stacks}
+        for path, layers in kept.items():
+            if path not in by_path:
+                raise PlanMismatchError(
+                    f"'{path}' is no block stack of this model. Its stacks are: {_quoted(by_path)}."
+                )
+            try:
+                StackPlan(by_path[path].depth, tuple(layers))
+            except ValueError as error:
+                raise ValueError(f"Stack '{path}': {error}") from None
+        plans = {
+            path: StackPlan(stack.depth, tuple(kept.get(path, range(stack.depth)))) for path, stack in by_path.items()
+        }
+        for path, plan in plans.items():
+            for layer in plan.removed:
+                if layer in by_path[path].pinned:
+                    raise PlanMismatchError(
+                        f"Layer {layer} of '{path}' cannot be dropped: {by_path[path].pinned[layer]}. "
+                        f"Keep it: add {layer} to the kept layers of '{path}'."
+                    )
+        return cls(plans, **facts)
+
+    @classmethod
+    def from_clusters(
+        cls,
+        clusters: Mapping[str, Sequence[LayerCluster]],
+        stacks: Iterable[BlockStack],
+        granularity: int = 1,
+        protect: Sequence[int | str] = (),
+        **facts: Any,
+    ) -> PruningPlan:
+        """Plan of Algorithm 4: of each cluster the members at positions `[1::granularity]` go.
+
+        Args:
+            clusters (`dict[str, list[LayerCluster]]`): from `find_clusters`, for each stack path.
+            stacks (list of `BlockStack`): from `find_block_stacks(model)`.
+            granularity (`int`): 1..3, the paper's k. 1 keeps only the first layer of a cluster.
+            protect (list of `int` or `str`): layers that stay: `0`, `-1` (of every stack), `"encoder.block:0"`.
+            facts: `model_type`, `source_model`, `source_revision`, `evidence`.
+
+        Raises:
+            PlanMismatchError: for a path that is no stack of the model or a cluster beyond its depth.
+            ValueError: for a granularity outside 1..3 or a protected layer that does not exist.
+        """
+        if granularity not in (1, 2, 3):
+            raise ValueError(f"granularity={granularity!r} is not allowed: pass 1, 2 or 3 (the paper's k).")
+        stacks = list(stacks)
+        by_path = {stack.path: stack for stack in stacks}
+        protected = resolve_protected(protect, {stack.path: stack.depth for stack in stacks})
+        kept: dict[str, list[int]] = {}
+        for path, found in clusters.items():
+            if path not in by_path:
+                raise PlanMismatchError(f"'{path}' is no block stack of this model. Its stacks are: {_quoted(by_path)}.")
+            stack = by_path[path]
+            deepest = max((layer for cluster in found for layer in cluster.layers), default=0)
+            if deepest >= stack.depth:
+                raise PlanMismatchError(
+                    f"The clusters of '{path}' name layer {deepest}, but the model has {stack.depth} layers there. "
+                    "Measure the similarity of this model again."
+                )
+            going = {layer for cluster in found for layer in cluster.layers[1::granularity]}
+            going -= set(stack.pinned) | protected[path]
+            kept[path] = [layer for layer in range(stack.depth) if layer not in going]
+        return cls.from_kept(kept, stacks, **facts)
+
+    def then(self, later: PruningPlan) -> PruningPlan:
+        """The plan that does this one and then `later` (made for the cut model), in this plan's numbering.
+
+        Raises:
+            PlanMismatchError: if `later` was made for other depths than this plan leaves.
+        """
+        stacks = dict(self.stacks)
+        for path, second in later.stacks.items():
+            first = stacks.get(path)
+            if first is None or len(first.kept) != second.depth:
+                left = "no such stack" if first is None else f"{len(first.kept)} layers"
+                raise PlanMismatchError(
+                    f"The second plan expects {second.depth} layers in '{path}', the first leaves {left}. "
+                    "Make the second plan for the model that the first one leaves."
+                )
+            stacks[path] = StackPlan(first.depth, tuple(first.kept[i] for i in second.kept))
+        return replace(self, stacks=stacks)
+
+    def preview(self, model: nn.Module) -> PlanPreview:
+        """Count parameters and bytes before and after, on a model that the plan fits; nothing is changed."""
+        whole = {path: range(stack.depth) for path, stack in self.stacks.items()}
+        parameters_before, bytes_before = parameters_after(model, whole)
+        parameters_left, bytes_left = parameters_after(model, self.kept)
+        return PlanPreview(parameters_before, parameters_left, bytes_before, bytes_left, dict(self.stacks))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "plan_version": PLAN_VERSION,
+            "model_type": self.model_type,
+            "source_model": self.source_model,
+            "source_revision": self.source_revision,
+            "stacks": {
+                path: {"depth": stack.depth, "kept": list(stack.kept)} for path, stack in self.stacks.items()
+            },
+            "evidence": self.evidence,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruningPlan:
+        """Build from `to_dict()`'s result.
+
+        Raises:
+            ValueError: if the values are no plan, or a plan of a newer format.
+        """
+        if "stacks" not in values:
+            raise ValueError(f"This is no pruning plan: it has no 'stacks', only {_quoted(values)}.")
+        if values.get("plan_version", PLAN_VERSION) > PLAN_VERSION:
+            raise ValueError(
+                f"This plan has format {values['plan_version']}, this hf_mpruner reads up to {PLAN_VERSION}. "
+                "Update it: pip install -U hf_mpruner."
+            )
+        stacks = {
+            path: StackPlan(int(stack["depth"]), tuple(stack["kept"])) for path, stack in values["stacks"].items()
+        }
+        facts = {key: values.get(key) for key in ("model_type", "source_model", "source_revision")}
+        return cls(stacks, **facts, evidence=dict(values.get("evidence") or {}))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
+        """Write `pruning_plan.json` into a folder and return its path."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_json(folder / PLAN_NAME, self.to_dict())
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], *, revision: str | None = None) -> PruningPlan:
+        """Read a plan from a JSON file, from a folder that holds `pruning_plan.json`, or from a Hub model id.
+
+        Raises:
+            FileNotFoundError: if there is no plan at that place.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / PLAN_NAME
+        if not file.is_file():
+            file = _download_plan(str(path), revision)
+        return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def __str__(self) -> str:
+        """One line for each stack: depth before and after, and the layers that go."""
+        return "\n".join(
+            f"{path}: {stack.depth} -> {len(stack.kept)} layers, without {_ranges(stack.removed)}"
+            for path, stack in self.stacks.items()
+        )
+
+
+def resolve_protected(protect: Sequence[int | str], depths: Mapping[str, int]) -> dict[str, set[int]]:
+    """Layers to protect for each stack path, from entries like `0`, `-1` or `"encoder.block:0"`.
+
+    Raises:
+        ValueError: if an entry names an unknown stack or a layer that no stack has.
+
+    Example:
+        >>> resolve_protected([-1, "decoder:0"], {"encoder": 4, "decoder": 6})
+        {'encoder': {3}, 'decoder': {0, 5}}
+    """
+    protected: dict[str, set[int]] = {path: set() for path in depths}
+    for entry in protect:
+        path, _, number = str(entry).rpartition(":")
+        if path and path not in depths:
+            raise ValueError(f"protect entry {entry!r}: '{path}' is no block stack. The stacks are: {_quoted(depths)}.")
+        targets = [path] if path else list(depths)
+        hits = [target for target in targets if -depths[target] <= int(number) < depths[target]]
+        if not hits:
+            sizes = ", ".join(f"'{target}' has {depths[target]} layers" for target in targets)
+            raise ValueError(f"protect entry {entry!r} names no layer: {sizes}, numbered from 0 (-1 is the last).")
+        for target in hits:
+            protected[target].add(int(number) % depths[target])
+    return protected
+
+
+def _download_plan(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo_id, PLAN_NAME, revision=revision))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"No {PLAN_NAME} at '{repo_id}': it is no file, no folder that holds one, and no Hub model id that "
+            f"could be read ({type(error).__name__}). Pass the folder that save_pretrained wrote."
+        ) from error
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """`(2, 3, 4, 7)` as `2-4, 7`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
