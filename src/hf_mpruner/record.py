@@ -1,0 +1,157 @@
+"""`PruningRecord`: what has happened in a run so far, as plain data that goes into every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .plan import PruningPlan, StackPlan
+from .storage import write_json
+
+RECORD_NAME = "pruning_record.json"
+RECORD_VERSION = 1
+
+Verdict = Literal["pending", "accepted", "rejected", "unjudged"]
+
+
+@dataclass
+class Measurement:
+    """One evaluation of a model.
+
+    Args:
+        parameters (`int`), num_bytes (`int`): size of the model that was evaluated.
+        metric (`float`, *optional*): value of the deciding metric; `None` if it was not measured or not finite.
+        evaluation_seconds (`float`, *optional*): wall-clock time of the evaluation.
+    """
+
+    parameters: int
+    num_bytes: int
+    metric: float | None = None
+    evaluation_seconds: float | None = None
+
+
+@dataclass
+class Round:
+    """One pass through the loop of Algorithm 1: what was cut, on which evidence, and what came of it.
+
+    Args:
+        number (`int`): 1 for the first round.
+        granularity (`int`): the k it was planned with.
+        kept (`dict[str, list[int]]`): layers left in each stack, in the ORIGINAL numbering.
+        clusters (`dict[str, list[list[int]]]`): clusters of two or more layers, in the original numbering.
+        similarity (`dict`): `SimilarityMatrix.to_dict()` for each stack.
+        after (`Measurement`): size, metric and evaluation time once recovery was over.
+        verdict: `"pending"` until decided; `"unjudged"` if nothing was there to judge it by.
+        drop (`float`, *optional*): against the uncut model, in the metric's own unit.
+        reason (`str`): the verdict in words.
+        started_at_step, decided_at_step (`int`): the Trainer's `global_step`; 0 without one.
+        analysis_seconds, recovery_seconds (`float`): wall-clock time of measuring and of training.
+    """
+
+    number: int
+    granularity: int
+    kept: dict[str, list[int]]
+    clusters: dict[str, list[list[int]]]
+    similarity: dict[str, dict[str, Any]]
+    after: Measurement
+    verdict: Verdict = "pending"
+    drop: float | None = None
+    reason: str = ""
+    started_at_step: int = 0
+    decided_at_step: int = 0
+    analysis_seconds: float = 0.0
+    recovery_seconds: float = 0.0
+
+
+@dataclass
+class PruningRecord:
+    """The run so far; enough to report it, and to know where it stands.
+
+    Args:
+        depths (`dict[str, int]`): for each stack the number of layers before the first cut.
+        model_type, source_model, source_revision (`str`, *optional*): the model the run began with.
+        config (`dict`): `PruningConfig.to_dict()`.
+        metric, greater_is_better: what decides, known after the first evaluation.
+        baseline (`Measurement`, *optional*): the uncut model; every round is compared with it.
+        granularity (`int`): the k of the next round.
+        rounds (`list[Round]`): in order.
+        stopped (`str`, *optional*): why no further round follows.
+        calibration (`dict`): facts about the calibration data, e.g. where it came from and how many examples.
+    """
+
+    depths: dict[str, int]
+    model_type: str | None = None
+    source_model: str | None = None
+    source_revision: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    metric: str | None = None
+    greater_is_better: bool | None = None
+    baseline: Measurement | None = None
+    granularity: int = 1
+    rounds: list[Round] = field(default_factory=list)
+    stopped: str | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> Round | None:
+        """The round that is cut but not decided, if any."""
+        return self.rounds[-1] if self.rounds and self.rounds[-1].verdict == "pending" else None
+
+    @property
+    def kept(self) -> dict[str, list[int]]:
+        """Layers of the last accepted model, in the original numbering."""
+        for round_ in reversed(self.rounds):
+            if round_.verdict in ("accepted", "unjudged"):
+                return {path: list(layers) for path, layers in round_.kept.items()}
+        return {path: list(range(depth)) for path, depth in self.depths.items()}
+
+    def to_plan(self) -> PruningPlan:
+        """The plan from the original model to the last accepted one, with every round as its evidence."""
+        stacks = {path: StackPlan(self.depths[path], tuple(layers)) for path, layers in self.kept.items()}
+        evidence = {
+            "metric": self.metric,
+            "baseline": dataclasses.asdict(self.baseline) if self.baseline else None,
+            "rounds": [dataclasses.asdict(round_) for round_ in self.rounds if round_.verdict != "pending"],
+        }
+        return PruningPlan(stacks, self.model_type, self.source_model, self.source_revision, evidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"record_version": RECORD_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruningRecord:
+        """Build from `to_dict()`'s result.
+
+        Raises:
+            ValueError: for a record of a newer format.
+        """
+        version = values.get("record_version", RECORD_VERSION)
+        if version > RECORD_VERSION:
+            raise ValueError(
+                f"This pruning record has format {version}, this hf_mpruner reads up to {RECORD_VERSION}. "
+                "Update it: pip install -U hf_mpruner."
+            )
+        known = {f.name for f in dataclasses.fields(cls)}
+        plain = {key: value for key, value in values.items() if key in known}
+        if plain.get("baseline"):
+            plain["baseline"] = Measurement(**plain["baseline"])
+        plain["rounds"] = [
+            Round(**{**round_, "after": Measurement(**round_["after"])}) for round_ in plain.get("rounds", [])
+        ]
+        return cls(**plain)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `pruning_record.json` into a folder and return its path."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return write_json(Path(folder) / RECORD_NAME, self.to_dict())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> PruningRecord:
+        """Read the `pruning_record.json` of a folder, e.g. of a checkpoint."""
+        return cls.from_dict(json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8")))
