@@ -1,0 +1,100 @@
+"""Prune whole layers of a Hugging Face model by how alike they are.
+
+`import hf_mpruner` loads neither torch nor transformers: a name loads its module the first time it is used (PEP 562).
+The modules and what each is for are in `docs/architecture.md`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_mpruner.architectures import BlockStack, find_block_stacks
+    from hf_mpruner.callback import LayerPruningCallback
+    from hf_mpruner.clusters import LayerCluster, find_clusters
+    from hf_mpruner.config import PruningConfig
+    from hf_mpruner.errors import (
+        CalibrationError,
+        MPrunerError,
+        PlanMismatchError,
+        UnsupportedArchitectureError,
+        UnsupportedBackendError,
+    )
+    from hf_mpruner.features import measure_similarity
+    from hf_mpruner.oneshot import prune_
+    from hf_mpruner.plan import PruningPlan
+    from hf_mpruner.record import PruningRecord
+    from hf_mpruner.report import PruningReport
+    from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, linear_cka
+    from hf_mpruner.surgery import apply_plan_
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockStack",
+    "CalibrationError",
+    "LayerCluster",
+    "LayerPruningCallback",
+    "MPrunerError",
+    "PlanMismatchError",
+    "PruningConfig",
+    "PruningPlan",
+    "PruningRecord",
+    "PruningReport",
+    "SimilarityAccumulator",
+    "SimilarityMatrix",
+    "SimilarityProtocol",
+    "UnsupportedArchitectureError",
+    "UnsupportedBackendError",
+    "apply_plan_",
+    "find_block_stacks",
+    "find_clusters",
+    "linear_cka",
+    "measure_similarity",
+    "prune_",
+]
+
+# Public name -> module. The imports above say the same to type checkers; tests/test_public_api.py compares the two.
+_MODULE_OF = {
+    "BlockStack": "architectures",
+    "CalibrationError": "errors",
+    "LayerCluster": "clusters",
+    "LayerPruningCallback": "callback",
+    "MPrunerError": "errors",
+    "PlanMismatchError": "errors",
+    "PruningConfig": "config",
+    "PruningPlan": "plan",
+    "PruningRecord": "record",
+    "PruningReport": "report",
+    "SimilarityAccumulator": "similarity",
+    "SimilarityMatrix": "similarity",
+    "SimilarityProtocol": "similarity",
+    "UnsupportedArchitectureError": "errors",
+    "UnsupportedBackendError": "errors",
+    "apply_plan_": "surgery",
+    "find_block_stacks": "architectures",
+    "find_clusters": "clusters",
+    "linear_cka": "similarity",
+    "measure_similarity": "features",
+    "prune_": "oneshot",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the module of a public name, or a module itself, on first use.
+
+    Raises:
+        AttributeError: if `name` is neither.
+    """
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULE_OF.values():
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Public names: {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
