@@ -1,0 +1,103 @@
+"""A cut that can still be taken back: model, config, optimizer, scheduler and weights change together, or not at all."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .optimizer import OptimizerEdit, check_optimizer_matches
+from .plan import PruningPlan
+from .recovery import FrozenParameters, freeze_untouched_, touched_layers
+from .runtime import Runtime
+from .snapshot import Snapshot
+from .surgery import ModelEdit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class PendingCut:
+    """Everything that a cut changed, each with its undo.
+
+    Args:
+        model_edit (`ModelEdit`): blocks, config and positions.
+        optimizer_edit (`OptimizerEdit`, *optional*): parameters and moments, if there is an optimizer.
+        snapshot (`Snapshot`, *optional*): weights before training went on, if it goes on.
+        frozen (`FrozenParameters`, *optional*): parameters that do not train during recovery.
+        started (`float`): `time.perf_counter()` when the cut was made.
+    """
+
+    model_edit: ModelEdit
+    optimizer_edit: OptimizerEdit | None
+    snapshot: Snapshot | None
+    frozen: FrozenParameters | None
+    started: float
+
+    def undo(self) -> None:
+        """Put the model, its config, the optimizer and the weights back exactly as they were."""
+        if self.frozen is not None:
+            self.frozen.undo()
+        self.model_edit.undo()
+        if self.optimizer_edit is not None:
+            self.optimizer_edit.undo()
+        if self.snapshot is not None:
+            self.snapshot.restore()
+            self.snapshot.release()
+
+    def keep(self) -> None:
+        """Make the cut final and free what a rollback would have needed."""
+        if self.frozen is not None:
+            self.frozen.undo()
+        if self.snapshot is not None:
+            self.snapshot.release()
+
+
+def make_cut(
+    model: PreTrainedModel,
+    plan: PruningPlan,
+    optimizer: Any,
+    scheduler: Any,
+    *,
+    runtime: Runtime,
+    snapshot: Literal["cpu", "device", "disk"] | None,
+    snapshot_directory: Path | None,
+    freeze_untouched: bool,
+) -> PendingCut:
+    """Cut the model, and the optimizer with it.
+
+    Args:
+        model (`PreTrainedModel`): changed in place.
+        plan (`PruningPlan`): in the numbering of the model as it is.
+        optimizer, scheduler (*optional*): the live ones, edited in place.
+        runtime (`Runtime`): told before and after.
+        snapshot, snapshot_directory: where the surviving weights are kept; `None` if nothing trains before the verdict.
+        freeze_untouched (`bool`): train only beside the cut, and the head.
+
+    Raises:
+        MPrunerError: if any part fails; what had been changed by then is undone.
+    """
+    edit = ModelEdit(model, plan.kept)
+    removed = edit.removed_parameters
+    optimizer_edit = OptimizerEdit(optimizer, scheduler, removed) if optimizer is not None else None
+    kept_weights = None
+    if snapshot is not None:
+        kept_weights = Snapshot.take(model, optimizer, removed=removed, where=snapshot, directory=snapshot_directory)
+    runtime.before_edit()
+    edit.apply()
+    frozen = None
+    try:
+        if optimizer_edit is not None:
+            optimizer_edit.apply()
+        if freeze_untouched:
+            touched = {path: touched_layers(stack.depth, stack.kept) for path, stack in plan.stacks.items()}
+            frozen = freeze_untouched_(model, touched)
+        runtime.after_edit()
+        if optimizer is not None:
+            check_optimizer_matches(model, optimizer)
+    except BaseException:
+        PendingCut(edit, optimizer_edit, kept_weights, frozen, 0.0).undo()
+        raise
+    return PendingCut(edit, optimizer_edit, kept_weights, frozen, time.perf_counter())

@@ -1,0 +1,95 @@
+"""`prune_`: the engine driven by one call, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .config import PruningConfig
+from .data import calibration_loader
+from .engine import PruningEngine
+from .errors import MPrunerError
+from .features import measure_similarity
+from .report import PruningReport
+from .runtime import keep_rng_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .architectures import BlockStack
+    from .similarity import SimilarityMatrix
+
+
+def prune_(
+    model: PreTrainedModel,
+    config: PruningConfig | None = None,
+    *,
+    calibration: Any,
+    processing_class: Any = None,
+    evaluate: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
+    show_progress: bool | None = None,
+) -> PruningReport:
+    """Prune a model in place, in one call and without training.
+
+    Without `evaluate` the model is measured once and cut once. With it, the rounds of MPruner's Algorithm 1 are run
+    without recovery: cut, judge, keep or go back, until no round is left.
+
+    Args:
+        model (`PreTrainedModel`): changed in place; afterwards `save_pretrained` writes an ordinary checkpoint.
+        config (`PruningConfig`, *optional*): what to prune. `start_epoch`, `recovery_epochs`, `freeze_untouched` and
+            `snapshot` concern training and have no meaning here.
+        calibration: data to measure similarity on: a dataset (model-ready, or with a text or image column and
+            `processing_class`), or an iterable of batches.
+        processing_class (*optional*): tokenizer or image processor for raw data.
+        evaluate (*optional*): called with the model, returns metrics by name.
+        show_progress (`bool`, *optional*): progress bar; by default only on a terminal.
+
+    Returns:
+        `PruningReport`: with `.plan`, which replays the cut on a fresh copy.
+
+    Raises:
+        UnsupportedArchitectureError: if the model has no stack that can be cut, or the cut cannot be proved right.
+        CalibrationError: if the calibration data is empty or gives values that are not finite.
+        ValueError: for a config that does not fit the model or the metrics.
+    """
+    config = config or PruningConfig()
+    engine = PruningEngine(
+        model,
+        config,
+        measure=_measurer(model, config, calibration, processing_class, show_progress),
+        evaluate=None if evaluate is None else lambda: _evaluated(evaluate, model),
+        trains=False,
+    )
+    with keep_rng_state():
+        while engine.start_round():
+            engine.decide()
+            if evaluate is None:
+                engine.stop("one round was asked for: without evaluate nothing can judge a second one")
+    return PruningReport(engine.record)
+
+
+def _measurer(
+    model: PreTrainedModel, config: PruningConfig, calibration: Any, processing_class: Any, show_progress: bool | None
+) -> Callable[[list[BlockStack]], dict[str, SimilarityMatrix]]:
+    def measure(stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
+        loader = calibration_loader(
+            calibration,
+            processing_class=processing_class,
+            num_samples=config.calibration_samples,
+            batch_size=config.calibration_batch_size,
+            seed=config.seed,
+            model=model,
+        )
+        return measure_similarity(model, loader, stacks, protocol=config.protocol, show_progress=show_progress)
+
+    return measure
+
+
+def _evaluated(evaluate: Callable[[PreTrainedModel], Mapping[str, float]], model: PreTrainedModel) -> dict[str, float]:
+    metrics = evaluate(model)
+    if not isinstance(metrics, Mapping):
+        raise MPrunerError(
+            f"evaluate returned {type(metrics).__name__}, not metrics by name: return a dict such as "
+            "{'accuracy': 0.93}."
+        )
+    return {name.removeprefix("eval_"): value for name, value in metrics.items()}

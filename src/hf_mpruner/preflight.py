@@ -1,0 +1,73 @@
+"""What must be true of a Trainer before a pruning run begins: checked before any work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import PruningConfig
+from .errors import UnsupportedBackendError
+from .record import RECORD_NAME, PruningRecord
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerState, TrainingArguments
+
+
+def check_trainer(trainer: Trainer, config: PruningConfig, state: TrainerState, train_dataloader: Any) -> None:
+    """Refuse a setting in which rounds could not be judged, or a run that cannot be gone on with.
+
+    Args:
+        trainer (`Trainer`): about to train.
+        config (`PruningConfig`): what the user asked for.
+        state (`TrainerState`): as `on_train_begin` receives it.
+        train_dataloader: one epoch of training batches.
+
+    Raises:
+        ValueError: without an evaluation set, without anything to judge by, or with too few epochs for one round.
+        UnsupportedBackendError: for `auto_find_batch_size`, or a checkpoint of a run that had cut the model.
+    """
+    if trainer.eval_dataset is None:
+        raise ValueError(
+            "The Trainer has no eval_dataset, so no pruned model can be judged. Pass Trainer(..., eval_dataset=...), "
+            "a set that training does not see."
+        )
+    if trainer.compute_metrics is None and config.metric is None:
+        raise ValueError(
+            "The Trainer has no compute_metrics and PruningConfig names no metric, so nothing can judge a pruned "
+            'model. Pass Trainer(..., compute_metrics=...), or PruningConfig(metric="loss") to judge by the loss.'
+        )
+    steps = steps_per_epoch(train_dataloader, trainer.args)
+    needed = config.start_epoch + config.recovery_epochs
+    if state.max_steps < needed * steps:
+        raise ValueError(
+            f"The training has {state.max_steps} steps ({state.max_steps / steps:.2g} epochs), but one round of "
+            f"pruning needs start_epoch={config.start_epoch} + recovery_epochs={config.recovery_epochs} epochs of "
+            f"{steps} steps. Pass TrainingArguments(num_train_epochs={needed}) or more."
+        )
+    if trainer.args.auto_find_batch_size:
+        raise UnsupportedBackendError(
+            "auto_find_batch_size=True restarts the training with a model that may have been cut already. Pass "
+            "auto_find_batch_size=False and a batch size that fits. Nothing was changed."
+        )
+    _check_not_resumed(trainer.args, state)
+
+
+def steps_per_epoch(loader: Any, args: TrainingArguments) -> int:
+    """Optimizer steps of one epoch, as the Trainer counts them; data without a length is one epoch of `max_steps`."""
+    try:
+        batches = len(loader)
+    except TypeError:
+        return max(args.max_steps, 1)
+    return max(-(-batches // args.gradient_accumulation_steps), 1)
+
+
+def _check_not_resumed(args: TrainingArguments, state: TrainerState) -> None:
+    folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+    if state.global_step == 0 or not (folder / RECORD_NAME).is_file():
+        return
+    if PruningRecord.load(folder).rounds:
+        raise UnsupportedBackendError(
+            f"'{folder}' was saved by a pruning run that had cut the model. Resuming it with the uncut model would "
+            f"train weights that were never saved. Load the smaller model with from_pretrained('{folder}') and start "
+            "a new training with it."
+        )
