@@ -20,17 +20,17 @@ MAX_FUNCTION_LINES = 70
 FILES = sorted(PACKAGE.rglob("*.py"))
 # The package's own doors: `__init__` re-exports every floor, `__main__` starts the top one.
 DOORS = {"__init__", "__main__"}
-# torch and the standard library at the top of a file; matplotlib inside the function that draws.
+# torch and the standard library at the top of a file; matplotlib inside the function that draws, and for its types.
 GROUND_IMPORTS = {"torch"}
-GROUND_IMPORTS_ON_CALL = {"torch", "matplotlib"}
+GROUND_IMPORTS_DEFERRED = {"torch", "matplotlib"}
 
 
 class Import(NamedTuple):
-    """One import statement's target: the dotted module, its line, and whether it stands inside a function."""
+    """One import statement's target: the dotted module, its line, and whether importing the file runs it."""
 
     module: str
     line: int
-    on_call: bool
+    deferred: bool
 
 
 def relative(path: Path) -> str:
@@ -62,25 +62,27 @@ def read_floors(page: str) -> dict[str, tuple[int, int]]:
 FLOORS = read_floors(PAGE.read_text())
 
 
+def is_deferred(node: ast.AST) -> bool:
+    """Whether importing a file does not run what stands inside this node: functions and `if TYPE_CHECKING:`."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
 def find_imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[Import]:
     """Every import of a file, at its top, inside functions and under TYPE_CHECKING, with relative ones resolved."""
-    in_functions = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
+    late = {id(node) for parent in ast.walk(tree) if is_deferred(parent) for node in ast.walk(parent)}
     for node in ast.walk(tree):
-        on_call = id(node) in in_functions
+        deferred = id(node) in late
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(alias.name, node.lineno, on_call)
+                yield Import(alias.name, node.lineno, deferred)
         elif isinstance(node, ast.ImportFrom):
             package = module.split(".")[: len(module.split(".")) - node.level + is_package] if node.level else []
             source = ".".join([*package, *([node.module] if node.module else [])])
             for alias in node.names:
                 # `from hf_mpruner import plan` names a module, `from hf_mpruner.plan import PruningPlan` does not.
-                yield Import(f"{source}.{alias.name}" if source == "hf_mpruner" else source, node.lineno, on_call)
+                yield Import(f"{source}.{alias.name}" if source == "hf_mpruner" else source, node.lineno, deferred)
 
 
 def imports_of(path: Path) -> list[Import]:
@@ -107,7 +109,7 @@ def broken_floor(importer: str, imported: str, floors: dict[str, tuple[int, int]
 def broken_ground(found: Import) -> str:
     """Why a module of floor 0 may not import this; empty if it may."""
     name = found.module.partition(".")[0]
-    allowed = GROUND_IMPORTS_ON_CALL if found.on_call else GROUND_IMPORTS
+    allowed = GROUND_IMPORTS_DEFERRED if found.deferred else GROUND_IMPORTS
     if name in allowed or name in sys.stdlib_module_names or name == "hf_mpruner":
         return ""
     return f"floor 0 imports torch and the standard library only, not {found.module}"
@@ -205,12 +207,21 @@ def test_floor_rule(importer: str, imported: str, why: str) -> None:
 
 
 def test_imports_are_found_wherever_they_stand() -> None:
-    source = "from ..plan import A\nif X:\n    import torch.nn as nn\ndef f():\n    from hf_mpruner import engine\n"
+    source = """
+from ..plan import A
+if X:
+    import torch.nn as nn
+if TYPE_CHECKING:
+    from PIL import Image
+def f():
+    from hf_mpruner import engine
+"""
     found = list(find_imports(ast.parse(source), "hf_mpruner.similarity.cka", is_package=False))
     assert sorted(found) == [
-        ("hf_mpruner.engine", 5, True),
-        ("hf_mpruner.plan", 1, False),
-        ("torch.nn", 3, False),
+        ("PIL", 6, True),
+        ("hf_mpruner.engine", 8, True),
+        ("hf_mpruner.plan", 2, False),
+        ("torch.nn", 4, False),
     ]
     package = list(find_imports(ast.parse("from .cka import x"), "hf_mpruner.similarity", is_package=True))
     assert package == [("hf_mpruner.similarity.cka", 1, False)]

@@ -1,0 +1,26 @@
+# Inside the environment that README's set-up command makes; `make PYTHON=python` uses another one.
+PYTHON ?= .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: style quality test test-all docs-check help
+
+style:  ## rewrite: sorted imports, one format
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+quality:  ## check without writing: lint, format, types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+test:  ## the default tests, doctests and pages
+	$(PYTHON) -m pytest
+
+test-all:  ## also the slow ones; still offline, still without an accelerator
+	$(PYTHON) -m pytest -m "not network and not gpu and not multi_gpu"
+
+docs-check:  ## what the pages and docstrings say
+	$(PYTHON) -m pytest tests/test_docs.py tests/test_floors.py src
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14

@@ -1,0 +1,62 @@
+"""Seconds that hf_mpruner adds to what a user imports anyway. Run: `python benchmarks/import_time.py [--runs 7]`.
+
+Both times of a pair are taken in one fresh interpreter, one import after the other, so that a slow disk or a busy
+machine slows both. The first interpreter is thrown away: it fills the file cache for the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+
+PAIRS = {
+    "import hf_mpruner": ("import transformers", "import hf_mpruner"),
+    "the callback": ("from transformers import Trainer", "from hf_mpruner import LayerPruningCallback"),
+}
+CODE = """
+import time
+begin = time.perf_counter()
+{first}
+between = time.perf_counter()
+{second}
+print(between - begin, time.perf_counter() - between)
+"""
+
+
+def measure_pair(first: str, second: str, runs: int) -> list[tuple[float, float]]:
+    """Seconds of two imports in a fresh interpreter, `runs` times.
+
+    Args:
+        first (`str`): the import that a user has anyway.
+        second (`str`): ours, executed after it.
+        runs (`int`): number of pairs.
+
+    Returns:
+        `list[tuple[float, float]]`: seconds of the first and of the second import.
+    """
+    pairs = []
+    for _ in range(runs + 1):
+        code = CODE.format(first=first, second=second)
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        base, added = map(float, done.stdout.split()[-2:])
+        pairs.append((base, added))
+    return pairs[1:]
+
+
+def main() -> None:
+    """Print a row a pair: the median of the base, the median and the largest of what is added."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7, help="interpreters a pair")
+    runs = parser.parse_args().runs
+    print(f"{'added':<20} {'after':<36} {'base s':>8} {'added s':>8} {'max s':>8}")
+    for name, (first, second) in PAIRS.items():
+        pairs = measure_pair(first, second, runs)
+        base = statistics.median(pair[0] for pair in pairs)
+        added = [pair[1] for pair in pairs]
+        print(f"{name:<20} {first:<36} {base:8.3f} {statistics.median(added):8.3f} {max(added):8.3f}")
+
+
+if __name__ == "__main__":
+    main()
