@@ -1,0 +1,131 @@
+"""`measure_similarity`: one forward pass over the data, one similarity matrix per stack."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_mpruner.architectures.stack import BlockStack
+from hf_mpruner.errors import CalibrationError
+from hf_mpruner.features.recorder import StackRecorder
+from hf_mpruner.features.rows import padding_mask
+from hf_mpruner.similarity import SimilarityMatrix, SimilarityProtocol
+
+logger = logging.getLogger(__name__)
+
+
+def measure_similarity(
+    model: nn.Module,
+    loader: Iterable[Mapping[str, Any]],
+    stacks: Sequence[BlockStack] | None = None,
+    *,
+    protocol: str | SimilarityProtocol = "default",
+    max_samples: int | None = None,
+    show_progress: bool | None = None,
+) -> dict[str, SimilarityMatrix]:
+    """Measure how alike the outputs of a model's blocks are, in one forward pass over the data.
+
+    The model runs in eval mode without gradients and is left as it was: training flags, hooks, random state.
+
+    Args:
+        model (`torch.nn.Module`): the model, not wrapped (no DDP, no compiled wrapper).
+        loader (`Iterable[Mapping]`): batches as the model's forward takes them, e.g. a `DataLoader` with a padding
+            collator. Tensors are moved to the model's device, anything else is left out.
+        stacks (`Sequence[BlockStack]`, *optional*): what to measure. Default: `find_block_stacks(model)`.
+        protocol (`str` or `SimilarityProtocol`): rows, estimator and average; `"default"` or `"paper"` by name.
+        max_samples (`int`, *optional*): stop after this many examples.
+        show_progress (`bool`, *optional*): progress bar on stderr. Default: only when stderr is a terminal.
+
+    Returns:
+        `dict[str, SimilarityMatrix]`: one matrix per stack, by its path.
+
+    Raises:
+        CalibrationError: if the loader is empty, no batch has enough rows for the estimator, a block puts out NaN or
+            infinite values or no tensor, or a padding mask does not fit the positions it should mask.
+        PlanMismatchError: if a stack does not describe this model.
+        ValueError: if `stacks` is empty, `max_samples` below 1 or the protocol unknown.
+        TypeError: if the loader yields something else than mappings.
+    """
+    protocol = SimilarityProtocol.named(protocol)
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(
+            f"max_samples={max_samples} is below 1. Pass the number of examples to measure, or None for all."
+        )
+    if stacks is None:
+        from hf_mpruner.architectures import find_block_stacks
+
+        stacks = find_block_stacks(model)
+    if not stacks:
+        raise ValueError("stacks is empty: there is nothing to measure. Pass stacks=None to find them.")
+    recorders = [StackRecorder(model, stack, protocol) for stack in stacks]
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with ExitStack() as undo:
+        undo.enter_context(_evaluating(model))
+        # Not inference_mode: a buffer that a model fills lazily during this pass must stay usable in training.
+        undo.enter_context(torch.no_grad())
+        for recorder in recorders:
+            recorder.attach(undo)
+        for batch in _batches(model, loader, max_samples, show_progress):
+            for recorder in recorders:
+                recorder.begin(padding_mask(model, recorder.path, batch))
+            model(**{name: tensor.to(device) for name, tensor in batch.items()})
+            for recorder in recorders:
+                recorder.end()
+    matrices = {recorder.path: recorder.compute() for recorder in recorders}
+    skipped = [recorder.skipped_message() for recorder in recorders if recorder.num_skipped]
+    if skipped:
+        logger.warning("%s", "; ".join(skipped))
+    return matrices
+
+
+def _batches(
+    model: nn.Module, loader: Iterable[Mapping[str, Any]], max_samples: int | None, show_progress: bool | None
+) -> Iterator[dict[str, Tensor]]:
+    """The tensors of each batch, cut after `max_samples` examples."""
+    if show_progress is None:
+        show_progress = sys.stderr.isatty()
+    main_input = getattr(model, "main_input_name", "input_ids")
+    num_samples = 0
+    for batch in tqdm(loader, desc="Measuring similarity", disable=not show_progress, leave=False):
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"the calibration loader yields {type(batch).__name__}; similarity needs mappings from argument names to "
+                "tensors, e.g. {'input_ids': ..., 'attention_mask': ...}."
+            )
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        if not tensors:
+            raise CalibrationError(
+                f"a calibration batch holds no tensor, only {list(batch)}. Use a collator that makes tensors."
+            )
+        size = len(tensors.get(main_input, next(iter(tensors.values()))))
+        if max_samples is not None and num_samples + size > max_samples:
+            left = max_samples - num_samples
+            tensors = {name: value[:left] if len(value) == size else value for name, value in tensors.items()}
+            size = left
+        yield tensors
+        num_samples += size
+        if num_samples == max_samples:
+            return
+    if not num_samples:
+        raise CalibrationError(
+            "the calibration loader is empty: it yields no batch. Pass one with at least one batch."
+        )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; every module gets back the flag it had."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag

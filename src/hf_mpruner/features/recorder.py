@@ -1,0 +1,132 @@
+"""`StackRecorder`: the hooks on one stack.
+
+A hook reduces the output of its block to the rows that count and to their centred Gram matrix at once; when the forward
+pass ends, one product compares all layers and the Gram matrices are dropped. Memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from hf_mpruner.architectures.stack import BlockStack
+from hf_mpruner.errors import CalibrationError, PlanMismatchError
+from hf_mpruner.features.rows import RowLayout, build_rows, fit_mask, hidden_states, lay_out
+from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, centred_gram
+
+
+class StackRecorder:
+    """Feeds the outputs of one stack's blocks, batch after batch, to an accumulator."""
+
+    def __init__(self, model: nn.Module, stack: BlockStack, protocol: SimilarityProtocol) -> None:
+        self.path = stack.path
+        self.protocol = protocol
+        self.num_skipped = self.num_seen = self.most_rows = 0
+        self._blocks = _blocks_of(model, stack)
+        names = [f"{stack.path}.{i}" for i in range(stack.depth)]
+        self._accumulator = SimilarityAccumulator(stack.depth, protocol, layer_names=names)
+        self._padding: Tensor | None = None
+        self._layout: RowLayout | None = None
+        self._outputs: dict[int, Tensor] = {}
+
+    def attach(self, undo: ExitStack) -> None:
+        """Hook every block until `undo` closes."""
+        for index, block in enumerate(self._blocks):
+
+            def hook(module: nn.Module, args: object, output: object, index: int = index) -> None:
+                self._record(index, output)
+
+            undo.callback(block.register_forward_hook(hook).remove)
+
+    def begin(self, padding: Tensor | None) -> None:
+        """Start a batch."""
+        self._padding, self._layout = padding, None
+        self._outputs.clear()
+
+    def end(self) -> None:
+        """Compare the layers of this batch and drop their Gram matrices."""
+        missing = sorted(set(range(len(self._blocks))) - set(self._outputs))
+        if missing or self._layout is None:
+            raise CalibrationError(
+                f"{self.path}.{missing[0]} did not run in the forward pass of this batch. Give the batch every input that "
+                "the stack needs (an encoder-decoder model: labels or decoder_input_ids), or leave the stack out."
+            )
+        layout = self._layout
+        self.num_seen += layout.num_examples
+        self.num_skipped += layout.num_examples - int(layout.weights.sum())
+        self.most_rows = max(self.most_rows, layout.most_rows)
+        outputs = [self._outputs[index] for index in range(len(self._blocks))]
+        self._outputs.clear()
+        if not len(layout.weights):
+            return
+        if self.protocol.is_pooled:
+            self._accumulator.update(outputs, weights=layout.weights)
+        else:
+            self._accumulator.update_grams(outputs, layout.num_rows, layout.weights)
+
+    def compute(self) -> SimilarityMatrix:
+        """The matrix of this stack; refuses by name when no example could be used."""
+        if self.num_seen and self.num_seen == self.num_skipped:
+            needed, unit = self.protocol.min_rows, "an example" if self.protocol.is_per_example else "a batch"
+            advice = "longer examples" if self.protocol.is_per_example else "a larger batch"
+            raise CalibrationError(
+                f"{self.path}: none of {self.num_seen} examples could be measured: {unit} had at most {self.most_rows} rows "
+                f"({self._unit}), and estimator={self.protocol.estimator!r} needs at least {needed}. Use {advice}"
+                + (", or estimator='biased'." if needed > self.most_rows >= 2 else ".")
+            )
+        return replace(self._accumulator.compute(), path=self.path)
+
+    def skipped_message(self) -> str:
+        """How many examples did not count, and why."""
+        where = "examples" if self.protocol.is_per_example else "batches"
+        return (
+            f"{self.path}: skipped {self.num_skipped} of {self.num_seen} examples, in {where} of fewer than "
+            f"{self.protocol.min_rows} rows ({self._unit}) or without any real token"
+        )
+
+    @property
+    def _unit(self) -> str:
+        return "tokens" if self.protocol.rows == "tokens" else "examples"
+
+    def _record(self, index: int, output: object) -> None:
+        """Reduce the output of block `index` to what the comparison needs."""
+        name = f"{self.path}.{index}"
+        hidden = hidden_states(output, name)
+        if index in self._outputs:
+            raise CalibrationError(
+                f"{name} ran twice in one forward pass: layers that share a block cannot be compared."
+            )
+        spatial = hidden.dim() == 4  # (batch, channels, height, width): positions are pixels
+        shape = (hidden.shape[0], hidden.shape[2] * hidden.shape[3] if spatial else hidden.shape[1])
+        if self._layout is None:
+            mask = None if spatial or self._padding is None else fit_mask(self._padding, shape, name)
+            self._layout = lay_out(self.protocol, shape, mask, hidden.device)
+        if shape != self._layout.shape:
+            raise CalibrationError(
+                f"{name} puts out {shape[0]} x {shape[1]} positions, the first block of the stack {self._layout.shape[0]} x "
+                f"{self._layout.shape[1]}; blocks of one stack must agree."
+            )
+        if not len(self._layout.weights):
+            self._outputs[index] = hidden.new_empty(0)
+            return
+        if spatial:
+            hidden = hidden.flatten(2).transpose(1, 2)
+        rows, mask = build_rows(hidden, self._layout, self.protocol)
+        self._outputs[index] = rows if self.protocol.is_pooled else centred_gram(rows, mask, self.protocol.estimator)
+
+
+def _blocks_of(model: nn.Module, stack: BlockStack) -> list[nn.Module]:
+    try:
+        blocks = list(model.get_submodule(stack.path).children())
+    except AttributeError as error:
+        raise PlanMismatchError(
+            f"{type(model).__name__} has no module {stack.path!r}. Find its stacks with find_block_stacks(model)."
+        ) from error
+    if len(blocks) != stack.depth:
+        raise PlanMismatchError(
+            f"the stack {stack.path!r} is described with {stack.depth} blocks, but this model has {len(blocks)} there. "
+            "Describe it anew with find_block_stacks(model)."
+        )
+    return blocks
