@@ -1,0 +1,25 @@
+"""What can be cut in a model: block stacks found by experiment, configs rewritten, every cut proved before it happens."""
+
+from __future__ import annotations
+
+from .compare import StackCut, ValueEdit
+from .find import Examination, examine, find_block_stacks
+from .proof import ConfigEdit, CutProof, check_kept, prove_cut
+from .size import count_parameters, parameters_after
+from .stack import BlockStack, ConfigField
+
+__all__ = [
+    "BlockStack",
+    "ConfigEdit",
+    "ConfigField",
+    "CutProof",
+    "Examination",
+    "StackCut",
+    "ValueEdit",
+    "check_kept",
+    "count_parameters",
+    "examine",
+    "find_block_stacks",
+    "parameters_after",
+    "prove_cut",
+]

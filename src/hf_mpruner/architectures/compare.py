@@ -1,0 +1,202 @@
+"""Proof A: the kept blocks of a model are the blocks that its shortened config builds, and nothing else moves.
+
+Both sides are descriptions of builds on the meta device, so that the comparison costs milliseconds and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .reference import ModuleDescription
+from .rules import POSITION_ATTRIBUTES
+
+_ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class StackCut:
+    """What stays of one stack.
+
+    Args:
+        depth (`int`): number of blocks before the cut.
+        kept (`tuple[int, ...]`): the blocks that stay, ascending, in the numbering before the cut.
+    """
+
+    depth: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ValueEdit:
+    """A plain attribute of a module that follows the cut.
+
+    Args:
+        path (`str`): module path, in the numbering before the cut.
+        name (`str`): attribute name.
+        old: value before the cut.
+        new: value after the cut.
+    """
+
+    path: str
+    name: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that would not be the same after saving and reloading the cut model.
+
+    Args:
+        kind (`str`): `"lacks"` (the reloaded model has it, the kept blocks do not), `"extra"` (the other way round),
+            `"class"`, `"shape"` or `"value"`.
+        stack (`str`): path of the cut stack it is in, `""` for the rest of the model.
+        layer (`int`): the block it is in, in the numbering before the cut; -1 for the rest of the model.
+        name (`str`): dotted name inside the block, or inside the model for the rest of it.
+        old: as it is.
+        new: as the shortened config builds it.
+    """
+
+    kind: str
+    stack: str
+    layer: int
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        """One clause of an error message."""
+        place = f"'{self.name}' of layer {self.layer}" if self.layer >= 0 else f"'{self.name}'"
+        if self.kind == "lacks":
+            where = f"layer {self.layer}" if self.layer >= 0 else "the model"
+            return f"the shortened config expects '{self.name}' in {where}, which has none"
+        if self.kind == "extra":
+            return f"{place} has no place in the shortened config"
+        return f"{self.kind} of {place} is {_short(self.old)} and would be {_short(self.new)} after reloading"
+
+
+_SEVERITY = {"lacks": 0, "extra": 1, "shape": 2, "class": 3, "value": 4}
+
+
+def compare_builds(
+    old: Mapping[str, ModuleDescription], new: Mapping[str, ModuleDescription], cuts: Mapping[str, StackCut]
+) -> tuple[list[ValueEdit], list[Difference]]:
+    """Compare a build, restricted to its kept blocks, with the build of its shortened config.
+
+    Args:
+        old (`Mapping[str, ModuleDescription]`): description of the model as it is.
+        new (`Mapping[str, ModuleDescription]`): description of what the shortened config builds.
+        cuts (`Mapping[str, StackCut]`): by stack path, what stays; other stacks are whole.
+
+    Returns:
+        `tuple[list[ValueEdit], list[Difference]]`: attributes that follow the cut (positions, copies of the count),
+        and what else differs, the gravest first. The cut is right if the second list is empty.
+    """
+    edits: list[ValueEdit] = []
+    differences: list[Difference] = []
+    unmatched = dict(new)
+    for path, before in old.items():
+        stack, layer, name, renumbered = _locate(path, cuts)
+        if renumbered is None:
+            continue
+        after = unmatched.pop(renumbered, None)
+        if after is None:
+            differences.append(Difference("extra", stack, layer, name, before.kind.__name__, None))
+        elif before != after:
+            _compare_tensors(before, after, (stack, layer, name), differences)
+            _compare_values(path, before, after, (stack, layer, name), cuts, edits, differences)
+    restored = {path: StackCut(len(cut.kept), cut.kept) for path, cut in cuts.items()}
+    for path, after in unmatched.items():
+        stack, layer, name = _locate_new(path, restored)
+        for tensor, shape in (after.tensors or {"": None}).items():
+            differences.append(Difference("lacks", stack, layer, f"{name}.{tensor}".strip("."), None, shape))
+    return edits, sorted(differences, key=lambda found: (_SEVERITY[found.kind], found.old is found.new))
+
+
+def renumber(path: str, cuts: Mapping[str, StackCut]) -> str | None:
+    """Path of a module after a cut.
+
+    Args:
+        path (`str`): module path before the cut.
+        cuts (`Mapping[str, StackCut]`): by stack path, what stays.
+
+    Returns:
+        `str`, or `None` for a module that goes.
+
+    Example:
+
+    ```python
+    >>> cuts = {"encoder.layer": StackCut(4, (0, 3))}
+    >>> renumber("encoder.layer.3.output", cuts), renumber("encoder.layer.2", cuts), renumber("pooler", cuts)
+    ('encoder.layer.1.output', None, 'pooler')
+
+    ```
+    """
+    return _locate(path, cuts)[3]
+
+
+def _compare_tensors(
+    before: ModuleDescription, after: ModuleDescription, place: tuple[str, int, str], differences: list[Difference]
+) -> None:
+    stack, layer, path = place
+    for tensor in {**before.tensors, **after.tensors}:
+        a, b = before.tensors.get(tensor), after.tensors.get(tensor)
+        if a != b:
+            kind = "lacks" if a is None else "extra" if b is None else "shape"
+            differences.append(Difference(kind, stack, layer, f"{path}.{tensor}".strip("."), a, b))
+
+
+def _compare_values(
+    path: str,
+    before: ModuleDescription,
+    after: ModuleDescription,
+    place: tuple[str, int, str],
+    cuts: Mapping[str, StackCut],
+    edits: list[ValueEdit],
+    differences: list[Difference],
+) -> None:
+    stack, layer, inner = place
+    if before.kind is not after.kind:
+        differences.append(Difference("class", stack, layer, inner, before.kind.__name__, after.kind.__name__))
+    for name in {**before.values, **after.values}:
+        a, b = before.values.get(name, _ABSENT), after.values.get(name, _ABSENT)
+        if a == b:
+            continue
+        if name in POSITION_ATTRIBUTES or (layer < 0 and _is_count_copy(a, b, cuts)):
+            edits.append(ValueEdit(path, name, a, b))
+        else:
+            differences.append(Difference("value", stack, layer, f"{inner}.{name}".strip("."), a, b))
+
+
+def _is_count_copy(old: Any, new: Any, cuts: Mapping[str, StackCut]) -> bool:
+    """Whether an attribute outside the blocks went from the old depth of a cut stack to its new depth."""
+    return isinstance(old, int) and any(old == cut.depth and new == len(cut.kept) for cut in cuts.values())
+
+
+def _locate(path: str, cuts: Mapping[str, StackCut]) -> tuple[str, int, str, str | None]:
+    """Split a module path into (stack, layer, rest) and give its path after the cut, `None` if it goes."""
+    for stack, cut in cuts.items():
+        if path.startswith(stack + "."):
+            number, _, rest = path[len(stack) + 1 :].partition(".")
+            layer = int(number)
+            if layer not in cut.kept:
+                return stack, layer, rest, None
+            return stack, layer, rest, f"{stack}.{cut.kept.index(layer)}.{rest}".rstrip(".")
+    return "", -1, path, path
+
+
+def _locate_new(path: str, cuts: Mapping[str, StackCut]) -> tuple[str, int, str]:
+    """The same for a path of the shortened build, with the layer in the numbering before the cut."""
+    for stack, cut in cuts.items():
+        if path.startswith(stack + "."):
+            number, _, rest = path[len(stack) + 1 :].partition(".")
+            position = int(number)
+            return stack, cut.kept[position] if position < len(cut.kept) else position, rest
+    return "", -1, path
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,136 @@
+"""Which layers of a stack must stay: those whose removal alone does not leave a provable model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import UnsupportedArchitectureError
+from .blueprint import Blueprint
+from .compare import Difference, StackCut, compare_builds
+from .reference import ModuleDescription, describe_modules
+from .rewrite import read_field, shorten_config
+from .rules import POSITION_ATTRIBUTES
+from .stack import BlockStack
+
+
+def pin_stack(blueprint: Blueprint, stack: BlockStack) -> BlockStack:
+    """Remove each layer on its own, on the meta device, and pin those that cannot go.
+
+    Without per-layer lists the shortened config is the same whichever layer goes, so one build serves all layers.
+    With them, layers of one kind (same modules, same list entries, neither first nor last) share one trial.
+
+    Args:
+        blueprint (`Blueprint`): the model rebuilt from its config.
+        stack (`BlockStack`): without pins.
+
+    Returns:
+        `BlockStack`: with pins, each with its reason.
+
+    Raises:
+        UnsupportedArchitectureError: no layer can go; or none but the last, because constants in the others depend on
+            their position.
+    """
+    faults: dict[int, Difference | str | None] = {}
+    build: dict[str, ModuleDescription] | str | None = None
+    kinds: list[Any] = []
+    for layer in range(stack.depth):
+        if stack.per_layer:
+            kinds.append(_kind_of_layer(blueprint, stack, layer))
+            alike = kinds.index(kinds[-1])
+            if alike < layer:
+                faults[layer] = faults[alike]
+                continue
+        if build is None or stack.per_layer:
+            build = _build_without(blueprint, stack, layer)
+        faults[layer] = build if isinstance(build, str) else _first_fault(blueprint, stack, layer, build)
+    pinned = {layer: _reason(blueprint, stack, layer, fault) for layer, fault in faults.items() if fault is not None}
+    by_position = [fault for fault in faults.values() if isinstance(fault, Difference) and fault.kind == "value"]
+    if len(pinned) == stack.depth or (by_position and set(range(stack.depth)) - pinned.keys() <= {stack.depth - 1}):
+        first = min(pinned)
+        raise UnsupportedArchitectureError(
+            f"{stack.path!r} ({stack.depth} {stack.block_class}): layer {first} cannot be removed: {pinned[first]}"
+            + (f"; nor can {len(pinned) - 1} of the other layers" if len(pinned) > 1 else "")
+        )
+    return replace(stack, pinned=pinned)
+
+
+def pin_openers(stacks: Sequence[BlockStack]) -> tuple[list[BlockStack], list[str]]:
+    """Treat the first blocks of all stages alike: if one is pinned, all are.
+
+    In a first stage that does not change the width, the opener looks like any other block; it is still the block that
+    takes what the stem gives.
+
+    Args:
+        stacks (`Sequence[BlockStack]`): with pins.
+
+    Returns:
+        `tuple[list[BlockStack], list[str]]`: the stacks that can still be cut, and why the others cannot.
+    """
+    openers = {
+        (stack.count.node, stack.count.name): stack.path
+        for stack in stacks
+        if stack.count.index is not None and 0 in stack.pinned
+    }
+    found: list[BlockStack] = []
+    refusals: list[str] = []
+    for stack in stacks:
+        sibling = openers.get((stack.count.node, stack.count.name))
+        if sibling is not None and 0 not in stack.pinned:
+            stack = replace(stack, pinned={0: f"it opens a stage, as layer 0 of {sibling!r} does", **stack.pinned})
+        if stack.prunable:
+            found.append(stack)
+        else:
+            refusals.append(f"{stack.path!r}: every layer must stay: {stack.pinned[0]}")
+    return found, refusals
+
+
+def _kind_of_layer(blueprint: Blueprint, stack: BlockStack, layer: int) -> Any:
+    """What layers must have in common to share a trial."""
+    prefix = f"{stack.path}.{layer}"
+    modules = [
+        (
+            path[len(prefix) :],
+            module.kind,
+            module.tensors,
+            {name: value for name, value in module.values.items() if name not in POSITION_ATTRIBUTES},
+        )
+        for path, module in blueprint.modules.items()
+        if path == prefix or path.startswith(f"{prefix}.")
+    ]
+    entries = [read_field(blueprint.config, field)[layer] for field in stack.per_layer]
+    return modules, entries, layer == 0, layer == stack.depth - 1
+
+
+def _build_without(blueprint: Blueprint, stack: BlockStack, layer: int) -> dict[str, ModuleDescription] | str:
+    """Description of the model without one layer, or why there is none."""
+    kept = [other for other in range(stack.depth) if other != layer]
+    try:
+        return describe_modules(blueprint.rebuild(shorten_config(blueprint.config, [stack], {stack.path: kept})))
+    except UnsupportedArchitectureError as error:
+        return str(error)
+
+
+def _first_fault(
+    blueprint: Blueprint, stack: BlockStack, layer: int, shortened: dict[str, ModuleDescription]
+) -> Difference | None:
+    kept = tuple(other for other in range(stack.depth) if other != layer)
+    _, differences = compare_builds(blueprint.modules, shortened, {stack.path: StackCut(stack.depth, kept)})
+    return differences[0] if differences else None
+
+
+def _reason(blueprint: Blueprint, stack: BlockStack, layer: int, fault: Difference | str) -> str:
+    """Say in words why a layer must stay."""
+    if isinstance(fault, str):
+        return f"without it {fault}"
+    module, _, tensor = fault.name.rpartition(".")
+    owner = blueprint.modules.get(f"{stack.path}.{layer}.{module}".rstrip("."))
+    if fault.kind == "lacks" and fault.stack == stack.path and owner is not None and tensor in owner.tensors:
+        return f"it owns {fault.name}, which the layer that would take its place lacks"
+    if fault.kind == "value" and fault.stack == stack.path:
+        return (
+            f"{fault.name} of layer {fault.layer} depends on the layer's position or on their number "
+            f"({fault.old!r} now, {fault.new!r} after reloading)"
+        )
+    return f"without it {fault}"

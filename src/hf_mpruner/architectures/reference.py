@@ -1,0 +1,232 @@
+"""What `from_pretrained` would build: a model class on the meta device, and a description to compare it by."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
+from transformers.utils import logging as transformers_logging
+
+from ..errors import UnsupportedArchitectureError
+
+# Bookkeeping that every module has; what is left in `vars(module)` was written by the model's own code.
+_TORCH_INTERNALS = frozenset(vars(nn.Module())) | {"_is_hf_initialized"}
+
+
+@dataclass(frozen=True)
+class ModuleDescription:
+    """One module without its children: all that two builds are compared by.
+
+    Args:
+        kind (`type`): the module's class.
+        tensors (`Mapping[str, tuple[int, ...] | None]`): shapes of the module's own parameters and buffers; `None`
+            for a declared but empty slot, such as the bias of `nn.Linear(..., bias=False)`.
+        values (`Mapping[str, Any]`): the module's own plain attributes. Config objects are left out.
+    """
+
+    kind: type
+    tensors: Mapping[str, tuple[int, ...] | None]
+    values: Mapping[str, Any]
+
+
+@contextmanager
+def _quiet_meta_build() -> Iterator[None]:
+    """Build without memory, without drawing random numbers, without log lines about generation configs."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),
+            no_init_weights(),
+            meta_device_safe_creation_ops(),
+            torch.device("meta"),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def reload_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config that `from_pretrained` would see if `config` were saved now: written to JSON and read back.
+
+    Args:
+        config (`PreTrainedConfig`): left as it is.
+
+    Returns:
+        `PreTrainedConfig`: a new object of the same class that passed its class's validation.
+
+    Raises:
+        UnsupportedArchitectureError: the config cannot be written, or what was written cannot be read.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig
+    >>> reload_config(BertConfig(num_hidden_layers=3)).num_hidden_layers
+    3
+
+    ```
+    """
+    kind = type(config)
+    try:
+        with _quiet_meta_build():
+            written = json.loads(config.to_json_string())
+            reloaded = kind.from_dict(kind._decode_special_floats(written))
+            for node in config_nodes(reloaded).values():
+                node.validate()
+    except Exception as error:  # config classes raise whatever their code raises
+        raise UnsupportedArchitectureError(
+            f"The {kind.__name__} (model_type {kind.model_type!r}) does not survive being saved and read back: "
+            f"{_one_line(error)}"
+        ) from error
+    return reloaded
+
+
+def build_reference(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model on the meta device: the structure that its config promises, no memory, no weights.
+
+    Args:
+        model_class (`type[PreTrainedModel]`): e.g. `BertForSequenceClassification`.
+        config (`PreTrainedConfig`): copied first, since some models write to the config they are given.
+
+    Returns:
+        `PreTrainedModel`: every parameter is on the meta device. The global random state is as it was.
+
+    Raises:
+        UnsupportedArchitectureError: the class cannot be built from a config alone.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> build_reference(BertModel, BertConfig(num_hidden_layers=2)).encoder.layer[1].output.dense.weight.device
+    device(type='meta')
+
+    ```
+    """
+    try:
+        with _quiet_meta_build():
+            return model_class(copy.deepcopy(config))
+    except Exception as error:  # model classes raise whatever their code raises
+        raise UnsupportedArchitectureError(
+            f"{model_class.__name__} (model_type {config.model_type!r}) could not be rebuilt from its config: "
+            f"{_one_line(error)}. hf_mpruner proves every cut against a rebuilt model, so the class must accept "
+            "its config as the only argument."
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    """An exception as one short line."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def config_nodes(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
+    """The config and the configs nested in it, by dotted path.
+
+    Args:
+        config (`PreTrainedConfig`): the root, found under `""`.
+
+    Returns:
+        `dict[str, PreTrainedConfig]`: e.g. `{"": config, "text_config": ..., "vision_config": ...}`; an object that
+        is reachable twice is listed under its first path only.
+    """
+    nodes: dict[str, PreTrainedConfig] = {}
+    seen: set[int] = set()
+
+    def visit(node: PreTrainedConfig, path: str) -> None:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        nodes[path] = node
+        for name, value in vars(node).items():
+            if isinstance(value, PreTrainedConfig):
+                visit(value, f"{path}.{name}" if path else name)
+
+    visit(config, "")
+    return nodes
+
+
+def describe_modules(model: nn.Module) -> dict[str, ModuleDescription]:
+    """Describe every module of a model, in module order.
+
+    Args:
+        model (`nn.Module`): weights are not read, so the meta device is fine.
+
+    Returns:
+        `dict[str, ModuleDescription]`: by dotted path, `""` for the model itself. A shared module is listed under
+        each of its paths.
+
+    Example:
+
+    ```python
+    >>> described = describe_modules(nn.Sequential(nn.Linear(2, 3, bias=False)))
+    >>> described["0"].tensors, described["0"].values
+    ({'weight': (3, 2), 'bias': None}, {'in_features': 2, 'out_features': 3})
+
+    ```
+    """
+    return {path: _describe(module) for path, module in model.named_modules(remove_duplicate=False)}
+
+
+def _describe(module: nn.Module) -> ModuleDescription:
+    tensors = {
+        name: None if tensor is None else tuple(tensor.shape)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+    }
+    values = {
+        name: plain(value)
+        for name, value in vars(module).items()
+        if name not in _TORCH_INTERNALS and not isinstance(value, PreTrainedConfig)
+    }
+    return ModuleDescription(type(module), tensors, values)
+
+
+def plain(value: Any) -> Any:
+    """Turn an attribute into something that `==` compares by content.
+
+    Args:
+        value: any attribute of a module. Containers are converted recursively, tuples and lists alike; tensors
+            become shape, dtype and (off the meta device) content; functions and classes their qualified name;
+            objects of unknown kind only their type.
+
+    Returns:
+        Plain data.
+
+    Example:
+
+    ```python
+    >>> plain((1, float("nan"), {"a": torch.nn.functional.gelu}))
+    (1, 'nan', {'a': 'gelu'})
+
+    ```
+    """
+    if isinstance(value, enum.Enum):
+        return str(value)
+    if value is None or isinstance(value, bool | int | str | complex | torch.dtype | torch.device):
+        return value
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else value
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, set | frozenset):
+        return frozenset(plain(item) for item in value)
+    if isinstance(value, torch.Tensor):
+        content = None if value.is_meta else tuple(value.detach().reshape(-1).tolist())
+        return ("tensor", tuple(value.shape), value.dtype, content)
+    return getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or type(value).__qualname__
