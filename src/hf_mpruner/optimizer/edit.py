@@ -1,0 +1,210 @@
+"""`OptimizerEdit`: parameters leave a live optimizer and its scheduler, and come back exactly.
+
+The optimizer object is never replaced: the training loop, accelerate's wrapper and the gradient scaler hold on to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from hf_mpruner.errors import MPrunerError
+from hf_mpruner.optimizer.wrappers import find_schedulers, is_scheduler, unwrap_optimizer
+
+# Lists of torch's schedulers that count milestones or phases, not parameter groups, whatever their length.
+_NOT_PER_GROUP = {"_milestones", "milestones", "_schedule_phases"}
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What `OptimizerEdit.apply` changed, by reference."""
+
+    groups: list[dict[str, Any]]
+    values: list[dict[str, list[Any]]]  # per group: "params" and, if there, "param_names"
+    kept_groups: list[int]
+    after: list[list[nn.Parameter]]  # what each surviving group held right after the edit
+    rates: list[float]
+    state_order: list[Any]
+    removed_state: dict[Any, Any]
+    lists: list[tuple[Any, str, list[Any]]]  # (scheduler, attribute, values)
+    clock: int | None
+
+
+class OptimizerEdit:
+    """Remove parameters from an optimizer and its scheduler in place, with an exact undo.
+
+    A group that loses all its parameters is dropped, and with it its entry in every per-group list of the schedulers,
+    so that `optimizer.pt` and `scheduler.pt` fit the smaller model. The state of removed parameters is kept by
+    reference. What moves meanwhile in the groups that stay (learning rate, steps, moments) is not touched by `undo`.
+
+    A dropped group comes back with the learning rate that its schedule has reached: `base_lr * lr_lambda(step)` under
+    a plain `LambdaLR` (every schedule of transformers but the plateau ones). Under any other scheduler its former
+    rate is multiplied by the smallest factor that a surviving group's rate went through, and not below its `min_lrs`:
+    exact for schedules that multiply, and for all others right again at their next step.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): the live one, or accelerate's wrapper of it.
+        scheduler (*optional*): the live one, possibly accelerate's wrapper, nested or not.
+        removed (`Iterable[nn.Parameter]`): parameters of the deleted blocks; some may be in no group.
+
+    Raises:
+        MPrunerError: from `apply`, if it was applied already or no parameter would be left to train; from `undo`, if
+            something else changed the groups in between. Nothing is changed then.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> edit = OptimizerEdit(optimizer, None, model[1].parameters())
+        >>> edit.apply()
+        >>> len(optimizer.param_groups[0]["params"])
+        2
+        >>> edit.undo()
+        >>> len(optimizer.param_groups[0]["params"])
+        4
+    """
+
+    def __init__(self, optimizer: Any, scheduler: Any, removed: Iterable[nn.Parameter]) -> None:
+        """Look at the optimizer; nothing is changed yet."""
+        self._optimizer = unwrap_optimizer(optimizer)
+        self._schedulers = list(find_schedulers(scheduler))
+        self._removed = set(removed)
+        self._before: _Before | None = None
+
+    def apply(self) -> None:
+        """Take the parameters out."""
+        if self._before is not None:
+            raise MPrunerError("This OptimizerEdit is applied already: call undo() first.")
+        groups, state = self._optimizer.param_groups, self._optimizer.state
+        stay = [[p not in self._removed for p in group["params"]] for group in groups]
+        if not any(any(flags) for flags in stay):
+            raise MPrunerError(
+                f"The cut would remove all {sum(map(len, stay))} parameters that {type(self._optimizer).__name__} "
+                "trains. Protect a layer that trains, or unfreeze others. Nothing was changed."
+            )
+        # A group that was empty before is the user's own and stays.
+        kept_groups = [i for i, flags in enumerate(stay) if any(flags) or not flags]
+        before = _Before(
+            groups=list(groups),
+            values=[{key: list(group[key]) for key in ("params", "param_names") if key in group} for group in groups],
+            kept_groups=kept_groups,
+            after=[[p for p in groups[i]["params"] if p not in self._removed] for i in kept_groups],
+            rates=[float(group["lr"]) if "lr" in group else 0.0 for group in groups],
+            state_order=list(state),
+            removed_state={p: state[p] for p in list(state) if p in self._removed},
+            lists=self._find_lists(len(groups)) if len(kept_groups) < len(groups) else [],
+            clock=getattr(self._schedulers[-1], "last_epoch", None) if self._schedulers else None,
+        )
+        self._before = before
+        for param in before.removed_state:
+            del state[param]
+        for group, flags in zip(before.groups, stay, strict=True):
+            for key in ("params", "param_names"):
+                if key in group:
+                    group[key][:] = [value for value, stays in zip(group[key], flags, strict=True) if stays]
+        groups[:] = [before.groups[i] for i in kept_groups]
+        for values in _distinct(getattr(owner, name) for owner, name, _ in before.lists):
+            values[:] = [values[i] for i in kept_groups]
+
+    def undo(self) -> None:
+        """Put the parameters back where they were; does nothing if nothing was applied."""
+        before = self._before
+        if before is None:
+            return
+        self._check_unchanged(before)
+        self._before = None
+        survivors = dict(zip(before.kept_groups, list(self._optimizer.param_groups), strict=True))
+        rebuilt = [survivors.get(i, group) for i, group in enumerate(before.groups)]
+        for group, values in zip(rebuilt, before.values, strict=True):
+            for key, former in values.items():
+                group[key][:] = former
+        self._optimizer.param_groups[:] = rebuilt
+        self._restore_state(before)
+        self._restore_lists(before)
+        self._restore_rates(before, survivors)
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _find_lists(self, num_groups: int) -> list[tuple[Any, str, list[Any]]]:
+        """Every list of a scheduler that has one entry a group: `base_lrs`, `lr_lambdas`, `min_lrs`, ..."""
+        return [
+            (owner, name, list(values))
+            for owner in self._schedulers
+            for name, values in vars(owner).items()
+            if isinstance(values, list)
+            and len(values) == num_groups
+            and name not in _NOT_PER_GROUP
+            and not any(is_scheduler(value) or isinstance(value, Optimizer) for value in values)
+        ]
+
+    def _check_unchanged(self, before: _Before) -> None:
+        now = [group["params"] for group in self._optimizer.param_groups]
+        fault = ""
+        for owner, name, _ in before.lists:
+            if (length := len(getattr(owner, name))) != len(before.kept_groups):
+                fault = f"{type(owner).__name__}.{name} of length {length}, but the cut left {len(before.kept_groups)}"
+        if [list(map(id, params)) for params in now] != [list(map(id, params)) for params in before.after]:
+            sizes = [len(params) for params in now], [len(params) for params in before.after]
+            fault = f"groups of {sizes[0]} parameters, but the cut left {sizes[1]}, or others"
+        if fault:
+            raise MPrunerError(
+                f"{type(self._optimizer).__name__} cannot take its removed parameters back: it has {fault}. Something "
+                "changed it since the cut: undo in the reverse order of the edits. Nothing was changed."
+            )
+
+    def _restore_state(self, before: _Before) -> None:
+        state = self._optimizer.state
+        now = dict(state)
+        state.clear()
+        for key in before.state_order:
+            if key in before.removed_state:
+                state[key] = before.removed_state[key]
+            elif key in now:
+                state[key] = now.pop(key)
+        state.update(now)
+
+    def _restore_lists(self, before: _Before) -> None:
+        former = {id(getattr(owner, name)): values for owner, name, values in before.lists}
+        for values in _distinct(getattr(owner, name) for owner, name, _ in before.lists):
+            survivors = dict(zip(before.kept_groups, list(values), strict=True))
+            values[:] = [survivors.get(i, value) for i, value in enumerate(former[id(values)])]
+
+    def _restore_rates(self, before: _Before, survivors: dict[int, dict[str, Any]]) -> None:
+        factors = [
+            float(group["lr"]) / before.rates[i] for i, group in survivors.items() if before.rates[i] and "lr" in group
+        ]
+        for i, group in enumerate(before.groups):
+            if i in survivors or "lr" not in group:
+                continue
+            rate = self._scheduled_rate(i, before.rates[i], min(factors, default=1.0), before.clock)
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+            for owner, name, former in before.lists:
+                # an inactive part of a SequentialLR remembers another rate, which is right as it is
+                if name == "_last_lr" and float(former[i]) == before.rates[i]:
+                    getattr(owner, name)[i] = rate
+
+    def _scheduled_rate(self, position: int, former: float, factor: float, clock: int | None) -> float:
+        """The learning rate of a group that comes back; see the class."""
+        leaves = [scheduler for scheduler in self._schedulers if hasattr(scheduler, "optimizer")]
+        if len(leaves) == 1 and type(leaves[0]) is LambdaLR:
+            schedule = leaves[0]
+            if schedule.last_epoch == clock:
+                return former
+            return float(schedule.base_lrs[position] * schedule.lr_lambdas[position](schedule.last_epoch))
+        floor = min(
+            (scheduler.min_lrs[position] for scheduler in leaves if hasattr(scheduler, "min_lrs")), default=0.0
+        )
+        return max(former * factor, min(floor, former))
+
+
+def _distinct(values: Iterable[list[Any]]) -> list[list[Any]]:
+    """Each list once: SequentialLR shares its `_last_lr` with the scheduler that is active."""
+    return list({id(value): value for value in values}.values())
