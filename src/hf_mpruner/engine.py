@@ -162,6 +162,9 @@ class PruningEngine:
         if self.config.max_rounds is not None and len(self.record.rounds) >= self.config.max_rounds:
             self.stop(f"max_rounds={self.config.max_rounds} reached")
             return None
+        if all(len(layers) == 1 for layers in self.record.kept.values()):
+            self.stop("one layer is left in every stack")
+            return None
         stacks = _selected(find_block_stacks(self.model), list(self.record.depths), missing_ok=True)
         if self._measured is None:
             started = time.perf_counter()
