@@ -1,0 +1,300 @@
+"""The output folder: model, processor, plan, config, report, heat maps and a README, written whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .errors import MPrunerError
+from .runtime import keep_rng_state
+from .storage import write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .config import PruningConfig
+    from .report import PruningReport
+    from .similarity import SimilarityMatrix
+
+logger = logging.getLogger(__name__)
+
+# What makes a folder somebody's model.
+_MODEL_FILES = (
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+)
+_RUN_FILES = ("checkpoint-*",)
+# Auto class -> the table of transformers that says which class it makes of a model type.
+_AUTO_CLASSES = {
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForSpeechSeq2Seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+}
+
+
+def check_output_dir(
+    output_dir: str | os.PathLike[str],
+    *,
+    source: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Refuse a folder that must not be written, before any work is done.
+
+    Args:
+        output_dir (path): where a pruned model is to be written.
+        source (path or `str`, *optional*): the model that is read; its folder is never replaced.
+        overwrite (`bool`): whether another model in that folder may be replaced.
+
+    Returns:
+        `Path`: the folder, absolute.
+
+    Raises:
+        ValueError: if it is the source's folder, or no folder that can be replaced.
+        FileExistsError: if it holds a model and `overwrite` is not set, or files that are no model.
+        PermissionError: if nothing can be written there.
+    """
+    folder = Path(output_dir).expanduser().resolve()
+    if source is not None and Path(source).is_dir() and Path(source).resolve().is_relative_to(folder):
+        raise ValueError(
+            f"output_dir='{output_dir}' is the folder of the model that is read, '{source}'. Pass another one, e.g. "
+            f"--output_dir {folder.with_name(folder.name + '-pruned')}."
+        )
+    if folder.is_mount():
+        raise ValueError(
+            f"output_dir='{output_dir}' is a mount point, which cannot be replaced in one step. Pass a folder in it: "
+            f"--output_dir {folder / 'pruned'}."
+        )
+    ancestor = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not ancestor.is_dir():
+        raise ValueError(f"output_dir='{output_dir}': '{ancestor}' is a file. Pass a folder.")
+    if not os.access(folder.parent if folder.exists() else ancestor, os.W_OK):
+        raise PermissionError(f"output_dir='{output_dir}': nothing can be written there. Pass another folder.")
+    found = find_model_files(folder)
+    if found and not overwrite:
+        raise FileExistsError(
+            f"output_dir='{output_dir}' holds another model ({_listed(found)}). Pass another folder with --output_dir, "
+            "or --overwrite (overwrite=True) to replace it whole."
+        )
+    if folder.is_dir() and not found and any(folder.iterdir()):
+        raise FileExistsError(
+            f"output_dir='{output_dir}' is not empty ({_listed(sorted(entry.name for entry in folder.iterdir()))}) "
+            f"and holds no model, so it is not replaced. Pass a new folder: --output_dir {folder / 'pruned'}."
+        )
+    return folder
+
+
+def find_model_files(folder: Path) -> list[str]:
+    """Names of the files in a folder that make it somebody's model or training run."""
+    return sorted({file.name for pattern in (*_MODEL_FILES, *_RUN_FILES) for file in folder.glob(pattern)})
+
+
+def write_artifacts(
+    output_dir: str | os.PathLike[str],
+    *,
+    model: PreTrainedModel,
+    processing_class: Any = None,
+    report: PruningReport,
+    config: PruningConfig,
+    source: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write everything that a pruned model needs, in one step: the folder appears complete or not at all.
+
+    The model is loaded back from the files and compared with the live one, bit for bit, before the folder appears.
+
+    Args:
+        output_dir (path): new, empty, or (with `overwrite`) a folder that holds a model.
+        model (`PreTrainedModel`): the pruned model.
+        processing_class (*optional*): its tokenizer, image processor or processor.
+        report (`PruningReport`): of the run that pruned it.
+        config (`PruningConfig`): what was asked for.
+        source (path or `str`, *optional*): the model that was read; its folder is never replaced.
+        overwrite (`bool`): replace a model that is there.
+
+    Returns:
+        `Path`: the folder, absolute. It holds the model and its processor, `pruning_plan.json`,
+        `pruning_config.json`, `report.json`, `similarity_round_{n}_{stack}.png` and `README.md`.
+
+    Raises:
+        MPrunerError: if the saved model is not the live one; nothing is left behind.
+        ValueError, FileExistsError, PermissionError: see `check_output_dir`.
+    """
+    folder = check_output_dir(output_dir, source=source, overwrite=overwrite)
+    with _new_folder(folder) as draft, _no_bars(), keep_rng_state():
+        model.save_pretrained(draft)
+        if processing_class is not None:
+            processing_class.save_pretrained(draft)
+        check_saved_model(model, draft)
+        report.plan.save_pretrained(draft)
+        config.save_pretrained(draft)
+        report.save(draft)
+        pictures = [
+            picture
+            for number, matrices in report.similarities()
+            for picture in write_heat_maps(draft, matrices, f"similarity_round_{number}")
+        ]
+        write_text(draft / "README.md", render_readme(model, report, config, folder.name, pictures))
+    return folder
+
+
+def check_saved_model(model: PreTrainedModel, folder: Path) -> None:
+    """Load a saved model the way its users will, and compare it with the live one.
+
+    Raises:
+        MPrunerError: for names, shapes, types or values that differ.
+    """
+    # mismatched sizes are reported below, with everything else, instead of ending the comparison
+    from_pretrained: Any = type(model).from_pretrained
+    loaded, info = from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, dtype="auto")
+    live, saved = model.state_dict(), loaded.state_dict()
+    problems = [f"{kind} {_listed(sorted(map(str, found)))}" for kind, found in info.items() if found]
+    problems += [f"no {name}" for name in sorted(set(live) - set(saved))]
+    problems += [f"an unknown {name}" for name in sorted(set(saved) - set(live))]
+    problems += [f"another {name}" for name in live if name in saved and not _same_bits(live[name], saved[name])]
+    if problems:
+        raise MPrunerError(
+            f"The saved {type(model).__name__} is not the model in memory: loaded back it has {'; '.join(problems[:5])}. "
+            "Nothing was written. This is a defect: please report it with the model's config."
+        )
+
+
+def write_heat_maps(folder: Path, matrices: dict[str, SimilarityMatrix], stem: str) -> list[str]:
+    """Draw `{stem}_{stack}.png` for each stack; without matplotlib say so once and draw nothing."""
+    names: list[str] = []
+    for path, matrix in matrices.items():
+        try:
+            matrix.plot(folder / f"{stem}_{path}.png")
+        except ImportError as error:
+            logger.warning("No heat maps were drawn: %s", error)
+            return names
+        names.append(f"{stem}_{path}.png")
+    return names
+
+
+def render_readme(
+    model: PreTrainedModel, report: PruningReport, config: PruningConfig, title: str, pictures: list[str]
+) -> str:
+    """The README of an output folder: measured numbers, what was removed, how to load it."""
+    import transformers
+
+    from . import __version__
+
+    plan, record = report.plan, report.record
+    removed, depth = plan.num_removed, sum(stack.depth for stack in plan.stacks.values())
+    origin = (
+        f" of [{record.source_model}](https://huggingface.co/{record.source_model})" if record.source_model else ""
+    )
+    name, module = find_auto_class(model)
+    parts = [
+        f"# {title}",
+        f"A {type(model).__name__}{origin} with {removed} of {depth} layers removed by hf_mpruner {__version__}.",
+        "## Measured",
+        report.to_markdown(),
+        *([f"The run stopped: {record.stopped}."] if record.stopped else []),
+        "## What was removed",
+        "Layers are numbered as in the original model.",
+        "\n".join(
+            f"- `{path}`: {stack.depth} -> {len(stack.kept)} layers. Removed: {_numbers(stack.removed)}. "
+            f"Kept: {_numbers(stack.kept)}."
+            for path, stack in plan.stacks.items()
+        ),
+        f"Threshold {config.threshold:g}, linkage {config.linkage}, seed {config.seed}; every setting is in "
+        "`pruning_config.json`, every round with its evidence in `report.json`.",
+        "## How to load it",
+        f'```python\nfrom {module} import {name}\n\nmodel = {name}.from_pretrained(".")  # this folder\n```',
+        "hf_mpruner is not needed for that. The same cut on a fresh copy of the original model:",
+        "```python\nfrom hf_mpruner import PruningPlan, apply_plan_\n\n"
+        'apply_plan_(original, PruningPlan.from_pretrained("."))\n```',
+        *(["## Similarity of the layers", "\n\n".join(f"![{name}]({name})" for name in pictures)] if pictures else []),
+        "## Versions",
+        f"hf_mpruner {__version__}, transformers {transformers.__version__}, torch {torch.__version__}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def find_auto_class(model: PreTrainedModel) -> tuple[str, str]:
+    """Name and module of what loads a model: its Auto class, or its own class if it has none.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
+        >>> find_auto_class(BertForMaskedLM(BertConfig(vocab_size=9, **sizes)))
+        ('AutoModelForMaskedLM', 'transformers')
+    """
+    from transformers.models.auto import modeling_auto
+
+    own = type(model).__name__
+    for auto, table in _AUTO_CLASSES.items():
+        made = getattr(modeling_auto, table, {}).get(model.config.model_type)
+        if own == made or (isinstance(made, tuple) and own in made):
+            return auto, "transformers"
+    module = type(model).__module__
+    return own, "transformers" if module.startswith("transformers.") else module
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A sibling to write into, which takes the folder's place once everything went well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    draft.mkdir()
+    try:
+        yield draft
+        if folder.is_dir():
+            folder.rename(old)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if old.is_dir():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if folder.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Saving and loading back is no work that anyone waits for with a bar."""
+    from transformers.utils import logging as chatter
+
+    shown = chatter.is_progress_bar_enabled()
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            chatter.enable_progress_bar()
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal in type, shape and every bit; equality of floats would call NaN different and -0.0 equal to 0.0."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    a, b = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(a, b)
+
+
+def _numbers(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers)) or "none"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
