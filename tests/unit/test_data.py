@@ -7,9 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import BertConfig, DataCollatorWithPadding, PreTrainedTokenizerFast, ViTImageProcessorPil
+from transformers import (
+    BertConfig,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    ViTImageProcessorPil,
+)
 
 from hf_mpruner.data import (
     Columns,
@@ -219,14 +226,21 @@ def test_values_that_are_no_classes(values, shown):
 # -- preprocess ---------------------------------------------------------------------------------------------------
 
 
-def test_text_is_cut_to_the_limit_and_not_padded(texts, tokenizer):
-    ready = preprocess(texts, tokenizer, find_columns(texts, "text"), label_ids={0: 2, 1: 1, 2: 0})
+def test_text_is_cut_to_the_limit_and_not_padded(texts, tokenizer, make_bert):
+    columns = find_columns(texts, "text")
+    ready = preprocess(texts, tokenizer, columns, make_bert())
     assert [len(ids) for ids in ready["input_ids"][:6]] == [1, 2, 3, 4, 4, 4]
-    assert ready["labels"][:3] == [2, 1, 0]
+    assert ready["labels"] == texts["label"]
     assert "text" not in ready.column_names
-    shorter = preprocess(texts, tokenizer, find_columns(texts, "text"), max_length=2)
+    shorter = preprocess(texts, tokenizer, columns, max_length=2)
     assert max(len(ids) for ids in shorter["input_ids"]) == 2
     assert "labels" not in shorter.column_names
+
+
+def test_labels_become_the_model_s_numbers(tokenizer, make_bert):
+    data = Dataset.from_dict({"text": ["red", "two"], "label": ["warm", "cold"]})
+    model = make_bert(num_labels=2, id2label={0: "cold", 1: "warm"})
+    assert preprocess(data, tokenizer, find_columns(data, "text"), model)["labels"] == [1, 0]
 
 
 def test_pairs_go_in_together(tokenizer):
@@ -234,26 +248,37 @@ def test_pairs_go_in_together(tokenizer):
     assert preprocess(pairs, tokenizer, find_columns(pairs, "text"))["input_ids"] == [[2, 6, 7]]
 
 
-def test_images_are_processed_when_they_are_read(images):
-    processor = ViTImageProcessorPil(size={"height": 4, "width": 4})
-    ready = preprocess(images, processor, find_columns(images, "image"), label_ids={0: 0, 1: 1})
-    assert tuple(ready[3]["pixel_values"].shape) == (3, 4, 4)  # (channels, height, width)
-    assert ready[3]["labels"] == 1
+def test_images_are_processed_when_they_are_read(images, make_vit):
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
+    ready = preprocess(images, processor, find_columns(images, "image"), make_vit(num_channels=3, num_labels=2))
+    assert len(ready) == 10
+    assert tuple(ready[3]["pixel_values"].shape) == (3, 8, 8)  # (channels, height, width)
+    assert [example["labels"] for example in ready.__getitems__([1, 2])] == [1, 0]
+
+
+def test_processed_images_go_through_a_trainer_as_it_is(images, make_vit, tmp_path):
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
+    model = make_vit(num_hidden_layers=1, num_channels=3, num_labels=2)
+    ready = preprocess(images, processor, find_columns(images, "image"), model)
+    arguments = TrainingArguments(tmp_path, max_steps=1, report_to="none", disable_tqdm=True, use_cpu=True)
+    assert Trainer(model, arguments, train_dataset=ready).train().global_step == 1
 
 
 def test_grey_images_for_a_grey_model(images, make_vit):
     processor = ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
-    ready = preprocess(images, processor, find_columns(images, "image"), config=make_vit().config)
+    ready = preprocess(images, processor, find_columns(images, "image"), make_vit(num_labels=2))
     assert tuple(ready[0]["pixel_values"].shape) == (1, 8, 8)
 
 
-def test_empty_cells_and_unknown_labels_are_refused(tokenizer):
-    data = Dataset.from_dict({"text": ["red", None], "label": [0, 5]})
-    columns = find_columns(data, "text")
+def test_empty_cells_and_unlabelled_examples_are_refused(tokenizer, make_bert):
+    data = Dataset.from_dict({"text": ["red", None], "label": [0, 1]})
     with pytest.raises(ValueError, match=r"Column 'text' is empty \(None\) in 1 of 2 examples"):
-        preprocess(data, tokenizer, columns)
-    with pytest.raises(ValueError, match=r"Column 'label' holds 5, which is none of the 2 labels of the model: 0, 1"):
-        preprocess(data.select([0]).map(lambda _: {"label": 5}), tokenizer, columns, label_ids={0: 0, 1: 1})
+        preprocess(data, tokenizer, find_columns(data, "text"))
+    unlabelled = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
+    data = Dataset.from_dict({"text": ["red"], "label": [-1]}, features=unlabelled)
+    model = make_bert(num_labels=2, id2label={0: "a", 1: "b"})
+    with pytest.raises(ValueError, match=r"Column 'label' holds -1, which is none of the 2 labels of the model: 0, 1"):
+        preprocess(data, tokenizer, find_columns(data, "text"), model)
 
 
 @pytest.mark.parametrize(

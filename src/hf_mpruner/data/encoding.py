@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .columns import Columns, ModelKind
+from torch.utils.data import Dataset as TorchDataset
+
+from .columns import Columns, ModelKind, label_ids
 from .loading import quiet_bars
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
-    from transformers import PreTrainedConfig
+    from datasets import Dataset
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Tokenizers without a limit say 10**30; no model reads a million positions.
 _NO_LIMIT = 1_000_000
@@ -19,39 +21,60 @@ Batch = dict[str, list[Any]]
 
 
 def preprocess(
-    dataset: Dataset | IterableDataset,
+    dataset: Dataset,
     processing_class: Any,
     columns: Columns,
+    model: PreTrainedModel | None = None,
     *,
-    config: PreTrainedConfig | None = None,
     max_length: int | None = None,
-    label_ids: Mapping[Any, int] | None = None,
-) -> Dataset | IterableDataset:
+) -> Any:
     """Turn raw columns into model inputs and `labels`; padding is left to the collator.
 
-    Texts are tokenised once (`map`, cached by `datasets`); images are processed when they are read
-    (`with_transform`), since their pixels would fill the disk.
+    Texts are tokenised once (`map`, cached by `datasets`). Images are processed when they are read, since their
+    pixels would fill the disk.
 
     Args:
-        dataset (`datasets.Dataset` or `IterableDataset`): raw data.
+        dataset (`datasets.Dataset`): raw data.
         processing_class (tokenizer, image processor or processor): the model's.
         columns (`Columns`): from `find_columns`.
-        config (`PreTrainedConfig`, *optional*): of the model: how many positions and image channels it has.
+        model (`PreTrainedModel`, *optional*): its config says how many positions, image channels and which labels it
+            has. Without it labels are left out.
         max_length (`int`, *optional*): texts are cut to so many tokens; by default to the longest that tokenizer and
             model take.
-        label_ids (`dict`, *optional*): from `label_ids`; without it labels are left out.
 
     Returns:
-        The data set whose examples hold `input_ids` ... or `pixel_values`, and `labels`.
+        A data set for a Trainer, whose examples hold `input_ids` ... or `pixel_values`, and `labels`.
 
     Raises:
-        ValueError: for an empty cell, or a label that `label_ids` does not know; with images, once they are read.
+        ValueError: for an empty cell or a label that the model does not have.
     """
-    encode = make_encoder(processing_class, columns, config, max_length, label_ids)
-    if columns.kind == "image" and hasattr(dataset, "with_transform"):
-        return dataset.with_transform(encode)
+    config = None if model is None else model.config
+    numbers = None if config is None or columns.label is None else label_ids(dataset, columns.label, config)
+    encode = make_encoder(processing_class, columns, config, max_length, numbers)
+    if columns.kind == "image":
+        return ImagesWhenRead(dataset.with_transform(encode))
     with quiet_bars():
         return dataset.map(encode, batched=True, remove_columns=dataset.column_names)
+
+
+class ImagesWhenRead(TorchDataset):
+    """Images that are processed when they are read.
+
+    A `datasets.Dataset` with a transform would do the same, but a Trainer drops its image column: it looks at the
+    columns before the transform.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset[index]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return self.dataset.__getitems__(indices)
 
 
 def find_max_length(processing_class: Any, config: PreTrainedConfig | None = None) -> int | None:
@@ -90,7 +113,7 @@ def make_encoder(
     columns: Columns,
     config: PreTrainedConfig | None = None,
     max_length: int | None = None,
-    label_ids: Mapping[Any, int] | None = None,
+    label_numbers: Mapping[Any, int] | None = None,
 ) -> Callable[[Batch], Batch]:
     """The function that turns raw columns (name -> values) into model inputs, for `map` and `with_transform`."""
     part = _part(processing_class, columns.kind)
@@ -106,8 +129,8 @@ def make_encoder(
         else:
             # without a limit `truncation=True` would only warn
             encoded = dict(part(*inputs, truncation=limit is not None, max_length=limit))
-        if label_ids is not None and columns.label is not None and columns.label in batch:
-            encoded["labels"] = [_label_id(value, label_ids, columns.label) for value in batch[columns.label]]
+        if label_numbers is not None and columns.label is not None:
+            encoded["labels"] = [_label_number(value, label_numbers, columns.label) for value in batch[columns.label]]
         return encoded
 
     return encode
@@ -122,14 +145,13 @@ def _refuse_empty(values: list[Any], column: str) -> None:
         )
 
 
-def _label_id(value: Any, label_ids: Mapping[Any, int], column: str) -> int:
-    if value not in label_ids:
-        known = ", ".join(repr(label) for label in label_ids)
+def _label_number(value: Any, numbers: Mapping[Any, int], column: str) -> int:
+    if value not in numbers:
         raise ValueError(
-            f"Column '{column}' holds {value!r}, which is none of the {len(label_ids)} labels of the model: {known}. "
-            "Use data with the same labels for training and evaluation."
+            f"Column '{column}' holds {value!r}, which is none of the {len(numbers)} labels of the model: "
+            f"{', '.join(repr(label) for label in numbers)}. Drop these examples first, e.g. with dataset.filter."
         )
-    return label_ids[value]
+    return numbers[value]
 
 
 def _part(processing_class: Any, kind: ModelKind) -> Any:
