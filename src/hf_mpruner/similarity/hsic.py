@@ -141,9 +141,10 @@ def feature_space_hsic(features: Sequence[Tensor], estimator: Estimator) -> Tens
     """
     n = len(features[0])
     with _exact_matmul(features[0].device):
+        dtype = max((x.dtype for x in features), key=lambda dtype: dtype.itemsize)
         layers = []
         for features_of_layer in features:
-            x, noise = _centred_rows(features_of_layer.unsqueeze(0), None)
+            x, noise = _centred_rows(features_of_layer.to(features[0].device, dtype).unsqueeze(0), None)
             layers.append(x[0] * (x.square().sum() > noise))  # a constant layer is exactly zero; NaN stays NaN
         cross = _cross_energy(layers)
         if estimator == "biased":

@@ -37,7 +37,7 @@ class SimilarityMatrix:
     Example:
         >>> matrix = SimilarityMatrix(torch.tensor([[1.0, 0.9], [0.9, 1.0]]), SimilarityProtocol(), num_samples=32)
         >>> print(matrix)
-        CKA of 2 layers, 32 samples (unbiased, rows=examples, average=sums)
+        CKA of 2 layers: unbiased, rows: examples, ratio of sums, 32 samples
                  0     1
             0  1.000 0.900
             1  0.900 1.000
@@ -94,11 +94,14 @@ class SimilarityMatrix:
         return "\n".join([self._title(), *(row.rstrip() for row in rows)])
 
     def _title(self) -> str:
-        p = self.protocol
-        rows = f"tokens per {p.token_groups}" if p.rows == "tokens" else p.rows
         where = f" of {self.path}" if self.path else ""
-        how = f"{p.estimator}, rows={rows}, average={p.average}"
-        return f"CKA of {len(self.layers)} layers{where}, {self.num_samples} samples ({how})"
+        return f"CKA of {len(self.layers)} layers{where}: {self._how()}"
+
+    def _how(self) -> str:
+        p = self.protocol
+        rows = f"tokens of each {p.token_groups}" if p.rows == "tokens" else p.rows
+        mean = "mean of ratios" if p.average == "ratios" else "ratio of sums"
+        return f"{p.estimator}, rows: {rows}, {mean}, {self.num_samples} samples"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; `from_dict` gives an equal matrix back."""
@@ -168,14 +171,14 @@ class SimilarityMatrix:
                 "a heat map needs matplotlib, which is missing: pip install hf_mpruner[plots]"
             ) from error
         if ax_or_path is None or isinstance(ax_or_path, (str, os.PathLike)):
-            size = min(9.0, 3.2 + 0.45 * len(self.layers))
-            figure = Figure(figsize=(size * 1.12, size), layout="constrained")
+            side = min(9.0, 1.5 + 0.44 * max(4, len(self.layers)))  # inches
+            figure = Figure(figsize=(side + 0.7, side), layout="constrained")
             ax = figure.add_subplot()
         else:
             ax = ax_or_path
         self._draw(ax, self.path if title is None else title)
         if isinstance(ax_or_path, (str, os.PathLike)):
-            figure.savefig(ax_or_path, dpi=150)
+            figure.savefig(ax_or_path, dpi=150, bbox_inches="tight", pad_inches=0.08)
         return ax
 
     def _draw(self, ax: Axes, title: str) -> None:
@@ -186,15 +189,25 @@ class SimilarityMatrix:
         if depth <= _MAX_ANNOTATED:
             for i, row in enumerate(self.values.tolist()):
                 for j, value in enumerate(row):
+                    # ".996" rather than "1.00": thresholds lie in the third decimal.
+                    number = "1" if i == j else f"{value:.3f}".replace("0.", ".", 1)
                     colour = "white" if value < 0.6 else "black"
-                    ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
+                    ax.text(j, i, number, ha="center", va="center", color=colour, fontsize=7)
         step = 1 if depth <= 2 * _MAX_ANNOTATED else depth // _MAX_ANNOTATED
         ticks = range(0, depth, step)
-        ax.set_xticks(ticks, [str(self.layers[i]) for i in ticks])
-        ax.set_yticks(ticks, [str(self.layers[i]) for i in ticks])
+        labels = [str(self.layers[i]) for i in ticks]
+        ax.set_xticks(ticks, labels, fontsize=8)
+        ax.set_yticks(ticks, labels, fontsize=8)
+        ax.set_xticks([i - 0.5 for i in range(1, depth)], minor=True)
+        ax.set_yticks([i - 0.5 for i in range(1, depth)], minor=True)
+        ax.grid(which="minor", color="white", linewidth=0.6)
+        ax.tick_params(which="both", length=0)
+        ax.spines[:].set_visible(False)
         ax.set_xlabel("layer")
         ax.set_ylabel("layer")
-        ax.set_title(title, fontsize=10)
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
-        ax.figure.colorbar(image, ax=ax, label="CKA", shrink=0.85).outline.set_visible(False)
+        ax.set_title(title, fontsize=11, pad=18)
+        offset: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points"}
+        ax.annotate(self._how(), (0.5, 1), xycoords="axes fraction", ha="center", fontsize=7.5, color="0.35", **offset)
+        bar = ax.figure.colorbar(image, ax=ax, label="CKA", fraction=0.046, pad=0.03)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8)
