@@ -125,13 +125,31 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 def num_bytes_of(tensors: list[Tensor]) -> int:
-    """Bytes of the parts of some tensors that this process holds."""
-    return sum(local.numel() * local.element_size() for local in map(local_tensor, tensors))
+    """Bytes of the parts of some tensors that this process holds, as they are stored (quantised, if they are)."""
+    return sum(_num_bytes(local_tensor(tensor)) for tensor in tensors)
+
+
+def _num_bytes(local: Tensor) -> int:
+    parts, _ = _flatten(local)
+    return local.nbytes if parts is None else sum(map(_num_bytes, parts.values()))
 
 
 def _clone(local: Tensor, to_cpu: bool) -> Tensor:
-    # `clone`, not `to(copy=True)`: after the latter, quantised tensor classes share memory with the original
+    parts, context = _flatten(local)
+    if parts is not None:
+        copies = {name: _clone(part, to_cpu) for name, part in parts.items()}
+        rebuilt: Tensor = type(local).__tensor_unflatten__(copies, context, local.size(), local.stride())  # type: ignore[attr-defined]
+        return rebuilt
     return local.to("cpu") if to_cpu and local.device.type != "cpu" else local.clone()
+
+
+def _flatten(local: Tensor) -> tuple[dict[str, Tensor] | None, object]:
+    """The tensors inside a tensor subclass, e.g. torchao's quantised moments, which cannot be cloned as a whole."""
+    flatten = getattr(local, "__tensor_flatten__", None)
+    if flatten is None:
+        return None, None
+    names, context = flatten()
+    return {name: getattr(local, name) for name in names}, context
 
 
 def _compact(local: Tensor) -> Tensor:
