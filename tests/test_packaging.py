@@ -39,7 +39,7 @@ def find_foreign_imports() -> set[str]:
 
 def test_every_import_is_declared() -> None:
     declared = set(read_requirements("options", "install_requires"))
-    for extra in ("plots", "vision", "peft"):
+    for extra in ("plots", "vision", "peft", "evaluate"):
         declared |= set(read_requirements("options.extras_require", extra))
     assert {INSTALLED_AS.get(name, name) for name in find_foreign_imports()} <= declared
 
