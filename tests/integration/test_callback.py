@@ -8,118 +8,20 @@ import weakref
 
 import pytest
 import torch
-from torch.utils.data import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from trainer_kit import STACK, Rows, Scripted, Spy, add, assert_same, build_trainer, everything
+from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback
 
 from hf_mpruner import LayerPruningCallback, PruningConfig, PruningPlan, apply_plan_, errors
 from hf_mpruner.record import PruningRecord
 
-STACK = "bert.encoder.layer"
-EVERYTHING_ALIKE = 0.0  # with this threshold all layers are one cluster, so k = 1 keeps only the first
-
-
-class Rows(Dataset):
-    """Sequences of different lengths; the label says whether the first token is from the lower half."""
-
-    def __init__(self, size: int, seed: int):
-        generator = torch.Generator().manual_seed(seed)
-        self.rows = []
-        for _ in range(size):
-            ids = torch.randint(2, 99, (int(torch.randint(5, 9, (1,), generator=generator)),), generator=generator)
-            mask = torch.zeros(8, dtype=torch.long)
-            mask[: len(ids)] = 1
-            padded = torch.zeros(8, dtype=torch.long)
-            padded[: len(ids)] = ids
-            self.rows.append({"input_ids": padded, "attention_mask": mask, "labels": int(ids[0] < 50)})
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-
-def accuracy(prediction):
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
-class Scripted:
-    """A `compute_metrics` that returns given values in turn: baseline first, then a value a verdict."""
-
-    def __init__(self, *values):
-        self.values = list(values)
-
-    def __call__(self, prediction):
-        return {"accuracy": self.values.pop(0)}
 
 
 @pytest.fixture
 def make_trainer(make_bert, tmp_path):
-    def make(model=None, compute_metrics=accuracy, callbacks=None, optimizers=(None, None), **arguments):
-        settings = {
-            "output_dir": str(tmp_path / "out"), "num_train_epochs": 3, "per_device_train_batch_size": 8,
-            "per_device_eval_batch_size": 8, "learning_rate": 1e-3, "report_to": "none", "use_cpu": True,
-            "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "epoch", "eval_strategy": "no", "seed": 1,
-        }  # fmt: skip
-        model = model or make_bert(hidden_dropout_prob=0.1, num_labels=2)
-        return Trainer(
-            model, TrainingArguments(**{**settings, **arguments}), train_dataset=Rows(24, 0), eval_dataset=Rows(16, 1),
-            compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers,
-        )  # fmt: skip
+    def make(model=None, **arguments):
+        return build_trainer(model or make_bert(hidden_dropout_prob=0.1, num_labels=2), tmp_path / "out", **arguments)
 
     return make
-
-
-def add(trainer, **config):
-    settings = {"threshold": EVERYTHING_ALIKE, "max_metric_drop": 0.05, "calibration_samples": 16, **config}
-    callback = LayerPruningCallback(trainer, PruningConfig(**settings), calibration=Rows(16, 2))
-    trainer.add_callback(callback)
-    return callback
-
-
-def everything(trainer):
-    """All that a rollback must restore, as comparable values: weights, flags, config, optimizer, structure."""
-    model, optimizer = trainer.model, trainer.optimizer
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    names = {id(p): name for name, p in model.named_parameters()}
-    state = {
-        names[id(p)]: {key: value.clone() if torch.is_tensor(value) else value for key, value in values.items()}
-        for p, values in optimizer.state.items()
-    }
-    groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    return weights, state, groups, flags, model.config.to_dict()
-
-
-def assert_same(first, second):
-    weights, state, groups, flags, config = first
-    others, other_state, other_groups, other_flags, other_config = second
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
-    assert state.keys() == other_state.keys()
-    for name, values in state.items():
-        for key, value in values.items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other_state[name][key])), (name, key)
-    assert (groups, flags, config) == (other_groups, other_flags, other_config)
-
-
-class Spy(TrainerCallback):
-    """Looks at the Trainer at an event; added before or after the pruning callback it sees either side of it."""
-
-    def __init__(self, **looks):
-        self.looks, self.seen = looks, {event: [] for event in looks}
-
-    def __getattribute__(self, name):
-        looks = object.__getattribute__(self, "__dict__").get("looks", {})
-        if name in looks:
-            return lambda *args, **kwargs: self.seen[name].append(looks[name]())
-        return object.__getattribute__(self, name)
 
 
 def test_a_round_that_is_good_enough_leaves_a_smaller_model_that_reloads(make_trainer, tmp_path):

@@ -1,0 +1,100 @@
+"""The road on an accelerator: mixed precision, fused optimizers, snapshots, compiled models. `pytest -m gpu` runs it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from trainer_kit import STACK, Rows, Scripted, Spy, add, assert_same, build_trainer, everything
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from hf_mpruner import find_block_stacks, measure_similarity
+from hf_mpruner.data import calibration_loader
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.accelerator.is_available(), reason="this machine has no accelerator"),
+]
+
+
+def device():
+    return torch.accelerator.current_accelerator()
+
+
+@pytest.mark.parametrize("protocol", ["default", "paper"])
+def test_similarity_equals_the_cpus(make_bert, protocol):
+    model = make_bert(num_hidden_layers=6)
+    on_cpu = measure_similarity(model, calibration_loader(Rows(64, 0), num_samples=64, batch_size=16, seed=0), protocol=protocol)
+    model.to(device())
+    on_gpu = measure_similarity(model, calibration_loader(Rows(64, 0), num_samples=64, batch_size=16, seed=0), protocol=protocol)
+    assert torch.allclose(on_cpu[STACK].values, on_gpu[STACK].values.cpu(), atol=1e-4)
+
+
+def test_tf32_and_autocast_do_not_reach_the_similarity():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=4, hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=4, vocab_size=512
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(device())
+    batches = [{"input_ids": torch.randint(0, 512, (16, 64))} for _ in range(2)]
+    exact = measure_similarity(model, batches)["model.layers"].values
+    before = torch.backends.cuda.matmul.fp32_precision
+    # the model itself computes the same numbers; only what we do with them could differ
+    features = []
+    handle = model.model.layers[0].register_forward_hook(lambda m, i, o: features.append(o.detach().clone()))
+    with torch.no_grad():
+        model(input_ids=batches[0]["input_ids"].to(device()))
+    handle.remove()
+    from hf_mpruner.similarity import linear_cka
+
+    x = features[0].flatten(1)
+    y = x + 0.1 * torch.randn_like(x)
+    reference = linear_cka(x.double(), y.double())
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with torch.autocast(device().type, dtype=torch.bfloat16):
+            assert abs(linear_cka(x, y) - reference) < 1e-6
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert torch.isfinite(exact).all()
+
+
+def trainer_on_gpu(model, output_dir, **arguments):
+    return build_trainer(model, output_dir, use_cpu=False, **arguments)
+
+
+@pytest.mark.parametrize("place", ["cpu", "device", "disk"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_rejected_round_restores_everything_bit_for_bit(make_bert, tmp_path, precision, place):
+    arguments = {} if precision == "fp32" else {precision: True}
+    trainer = trainer_on_gpu(
+        make_bert(hidden_dropout_prob=0.1, num_labels=2), tmp_path, compute_metrics=Scripted(0.9, 0.5),
+        num_train_epochs=2, optim="adamw_torch_fused", **arguments,
+    )  # fmt: skip
+    before = Spy(on_epoch_begin=lambda: everything(trainer))
+    trainer.add_callback(before)
+    callback = add(trainer, start_epoch=1, snapshot=place)
+    after = Spy(on_epoch_end=lambda: everything(trainer))
+    trainer.add_callback(after)
+    trainer.train()
+    assert [round_.verdict for round_ in callback.record.rounds] == ["rejected"]
+    assert_same(before.seen["on_epoch_begin"][1], after.seen["on_epoch_end"][1])
+
+
+@pytest.mark.parametrize("arguments", [{"bf16": True}, {"fp16": True}, {"torch_compile": True}], ids=str)
+def test_an_accepted_round_leaves_a_model_that_reloads(make_bert, tmp_path, arguments):
+    trainer = trainer_on_gpu(make_bert(num_labels=2), tmp_path, optim="adamw_torch_fused", **arguments)
+    callback = add(trainer, max_metric_drop=1.0, granularity=2)
+    trainer.train()
+    assert callback.record.rounds[0].verdict == "accepted"
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in trainer.model.parameters()}
+    trainer.save_model(str(tmp_path / "saved"))
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    live = trainer.model.state_dict()
+    assert all(torch.equal(tensor, live[name].cpu()) for name, tensor in loaded.state_dict().items())
+
+
+def test_stacks_are_found_for_a_model_on_the_accelerator(make_bert):
+    assert [stack.path for stack in find_block_stacks(make_bert().to(device()))] == [STACK]
