@@ -21,6 +21,7 @@ from .engine import PruningEngine
 from .errors import MPrunerError
 from .features import measure_similarity
 from .metric import strip_prefix
+from .optimizer import check_optimizer
 from .preflight import check_trainer, steps_per_epoch
 from .record import PruningRecord, Round
 from .report import PruningReport
@@ -99,8 +100,6 @@ class LayerPruningCallback(TrainerCallback):
         self._trainer = trainer
         return self
 
-    # -- what came of it --------------------------------------------------------------------------------------------
-
     @property
     def record(self) -> PruningRecord:
         """The run so far.
@@ -120,14 +119,13 @@ class LayerPruningCallback(TrainerCallback):
         """From the model that training began with to the last accepted one, in the original numbering."""
         return self.record.to_plan()
 
-    # -- the Trainer's events ---------------------------------------------------------------------------------------
-
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check everything that can be checked before any work is done."""
         trainer = self._bound(state)
         runtime = detect_runtime(trainer)
+        check_optimizer(trainer.model, kwargs["optimizer"])
         check_trainer(trainer, self.config, state, kwargs["train_dataloader"])
         if self.engine is not None and self.engine.model is trainer.model:
             self.engine.reopen()
@@ -199,13 +197,12 @@ class LayerPruningCallback(TrainerCallback):
             self.plan.save_pretrained(args.output_dir)
             self.report.save(args.output_dir)
 
-    # -- parts ------------------------------------------------------------------------------------------------------
-
     def _start_round(self, state: TrainerState, optimizer: Any, scheduler: Any) -> bool:
         engine = self._started()
         best = (state.best_metric, state.best_global_step, state.best_model_checkpoint)
         with self._aside():
-            cut = engine.start_round(optimizer, scheduler, step=state.global_step)
+            scaler = self._bound().accelerator.scaler
+            cut = engine.start_round(optimizer, scheduler, scaler=scaler, step=state.global_step)
         if cut:
             self._best = best
             self._log(self._facts(engine.record.rounds[-1]))

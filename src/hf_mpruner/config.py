@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .clusters import Linkage
 from .similarity import PROTOCOLS, SimilarityProtocol
 from .storage import write_json
 
 CONFIG_NAME = "pruning_config.json"
 
-Linkage = Literal["anchor", "chain"]
 SnapshotPlace = Literal["cpu", "device", "disk"]
 
 

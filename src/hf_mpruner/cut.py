@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .optimizer import OptimizerEdit, check_optimizer_matches
+from .optimizer import OptimizerEdit, check_optimizer_matches, find_missing_parameters
 from .plan import PruningPlan
 from .recovery import FrozenParameters, freeze_untouched_, touched_layers
 from .runtime import Runtime
@@ -40,9 +40,9 @@ class PendingCut:
         """Put the model, its config, the optimizer and the weights back exactly as they were."""
         if self.frozen is not None:
             self.frozen.undo()
-        self.model_edit.undo()
         if self.optimizer_edit is not None:
-            self.optimizer_edit.undo()
+            self.optimizer_edit.undo()  # first, since it may refuse: then nothing has been undone by half
+        self.model_edit.undo()
         if self.snapshot is not None:
             self.snapshot.restore()
             self.snapshot.release()
@@ -61,6 +61,7 @@ def make_cut(
     optimizer: Any,
     scheduler: Any,
     *,
+    scaler: Any = None,
     runtime: Runtime,
     snapshot: Literal["cpu", "device", "disk"] | None,
     snapshot_directory: Path | None,
@@ -72,6 +73,7 @@ def make_cut(
         model (`PreTrainedModel`): changed in place.
         plan (`PruningPlan`): in the numbering of the model as it is.
         optimizer, scheduler (*optional*): the live ones, edited in place.
+        scaler (*optional*): the gradient scaler of fp16 training; its state goes into the snapshot.
         runtime (`Runtime`): told before and after.
         snapshot, snapshot_directory: where the surviving weights are kept; `None` if nothing trains before the verdict.
         freeze_untouched (`bool`): train only beside the cut, and the head.
@@ -79,13 +81,16 @@ def make_cut(
     Raises:
         MPrunerError: if any part fails; what had been changed by then is undone.
     """
+    runtime.before_edit()
     edit = ModelEdit(model, plan.kept)
     removed = edit.removed_parameters
     optimizer_edit = OptimizerEdit(optimizer, scheduler, removed) if optimizer is not None else None
+    missing_before = find_missing_parameters(model, optimizer) if optimizer is not None else []
     kept_weights = None
     if snapshot is not None:
-        kept_weights = Snapshot.take(model, optimizer, removed=removed, where=snapshot, directory=snapshot_directory)
-    runtime.before_edit()
+        kept_weights = Snapshot.take(
+            model, optimizer, removed=removed, where=snapshot, directory=snapshot_directory, scaler=scaler
+        )
     edit.apply()
     frozen = None
     try:
@@ -96,7 +101,7 @@ def make_cut(
             frozen = freeze_untouched_(model, touched)
         runtime.after_edit()
         if optimizer is not None:
-            check_optimizer_matches(model, optimizer)
+            check_optimizer_matches(model, optimizer, missing_before)
     except BaseException:
         PendingCut(edit, optimizer_edit, kept_weights, frozen, 0.0).undo()
         raise

@@ -107,8 +107,6 @@ class PruningEngine:
             granularity=config.granularity,
         )
 
-    # -- where the run stands ---------------------------------------------------------------------------------------
-
     @property
     def pending(self) -> bool:
         """Whether a cut waits for its verdict."""
@@ -128,8 +126,6 @@ class PruningEngine:
         self.record.stopped = None
         self.record.granularity = self.config.granularity
         self._forget_measurement()
-
-    # -- the loop of Algorithm 1 ------------------------------------------------------------------------------------
 
     def measure_baseline(self) -> None:
         """Evaluate the uncut model (the paper's acc_o); once, later calls do nothing."""
@@ -191,11 +187,11 @@ class PruningEngine:
         )
         return None
 
-    def start_round(self, optimizer: Any = None, scheduler: Any = None, *, step: int = 0) -> bool:
+    def start_round(self, optimizer: Any = None, scheduler: Any = None, *, scaler: Any = None, step: int = 0) -> bool:
         """Measure, plan and cut.
 
         Args:
-            optimizer, scheduler (*optional*): the live ones; edited in place.
+            optimizer, scheduler, scaler (*optional*): the live ones; the first two are edited in place.
             step (`int`): the training step, for the record.
 
         Returns:
@@ -216,6 +212,7 @@ class PruningEngine:
             following.plan,
             optimizer,
             scheduler,
+            scaler=scaler,
             runtime=self.runtime,
             snapshot=self.config.snapshot if self._trains else None,
             snapshot_directory=self._snapshot_directory,
@@ -229,7 +226,8 @@ class PruningEngine:
                 kept={**original, **kept},
                 clusters=_original_clusters(following.clusters, original),
                 similarity={
-                    path: _labelled(matrix, original[path]).to_dict() for path, matrix in following.matrices.items()
+                    path: replace(matrix, layers=tuple(original[path])).to_dict()
+                    for path, matrix in following.matrices.items()
                 },
                 after=self._size(),
                 started_at_step=step,
@@ -276,8 +274,6 @@ class PruningEngine:
         if self.record.granularity > self.config.max_granularity:
             self.stop(f"rejected at granularity {round_.granularity}, the coarsest allowed")
         return round_
-
-    # -- parts ------------------------------------------------------------------------------------------------------
 
     def _judge(self, round_: Round, value: float | None) -> bool:
         if self._metric is None or value is None or self.record.baseline is None or self.record.baseline.metric is None:
@@ -338,11 +334,6 @@ def _hub_id(model: PreTrainedModel) -> str | None:
 
 def _signature(plan: PruningPlan) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple(sorted(plan.kept.items()))
-
-
-def _labelled(matrix: SimilarityMatrix, layers: list[int]) -> SimilarityMatrix:
-    """The matrix with its layers named in the original numbering."""
-    return replace(matrix, layers=tuple(layers))
 
 
 def _original_clusters(

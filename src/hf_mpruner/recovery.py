@@ -58,8 +58,8 @@ class FrozenParameters:
 def freeze_untouched_(model: nn.Module, touched: Mapping[str, Sequence[int]]) -> FrozenParameters:
     """Freeze all parameters but those of the touched blocks and of the head.
 
-    The head is what lies outside `model.base_model`; a model that is its own base has none. A parameter that is
-    shared with a frozen part (tied embeddings) is frozen too, and what the user froze stays frozen.
+    The head is what lies outside `model.base_model`, and the output embeddings, where a model is its own base (T5). A
+    parameter that is shared with a frozen part (tied embeddings) is frozen too, and what the user froze stays frozen.
 
     Args:
         model (`nn.Module`): changed in place: `requires_grad` of parameters, never of modules, where it does nothing.
@@ -72,7 +72,7 @@ def freeze_untouched_(model: nn.Module, touched: Mapping[str, Sequence[int]]) ->
     Raises:
         ValueError: if a block does not exist, or nothing would be left to train; nothing is changed then.
     """
-    prefixes = tuple(f"{name}." for name in _block_names(model, touched))
+    prefixes = tuple(f"{name}." for name in [*_block_names(model, touched), *_output_names(model)])
     base = _base_name(model)
     # An alias per name: one frozen alias freezes a shared parameter.
     untouched = {
@@ -104,6 +104,13 @@ def _block_names(model: nn.Module, touched: Mapping[str, Sequence[int]]) -> Iter
                     f"0 to {len(names) - 1}, in the numbering after the cut."
                 )
             yield f"{path}.{names[position]}"
+
+
+def _output_names(model: nn.Module) -> list[str]:
+    """Name of the language-modelling head, which some models (T5) hold inside what counts as their base."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return [name for name, module in model.named_modules() if name and module is head]
 
 
 def _base_name(model: nn.Module) -> str:
