@@ -12,10 +12,12 @@ The same with a model and a data set of the Hub, or of your own folders:
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict
 from sklearn.datasets import load_digits
 from transformers import (
@@ -26,6 +28,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
+    logging,
     set_seed,
 )
 
@@ -98,6 +101,7 @@ def main() -> None:
 
     started = time.perf_counter()
     set_seed(0)
+    logging.set_verbosity_error()
     if options.model is None:
         model, processor, data = digits_model_and_data()
     else:
@@ -117,6 +121,8 @@ def main() -> None:
             logging_strategy="no",
             report_to="none",
             seed=0,
+            disable_tqdm=not sys.stderr.isatty(),
+            dataloader_pin_memory=torch.accelerator.is_available(),
         )
 
     common = {"train_dataset": data["train"], "eval_dataset": data["validation"], "compute_metrics": accuracy}
