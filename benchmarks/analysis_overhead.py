@@ -99,7 +99,7 @@ def live_tensor_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, Tensor):
+        if issubclass(type(thing), Tensor):  # isinstance would touch deprecated objects
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
@@ -167,9 +167,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=["default", "paper"])
     parser.add_argument("--by_hand", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--threads", type=int, help="processor threads; 1 on a machine that others use too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     model = build_model(args)
     stacks = [BlockStack("encoder.layer", "BertLayer", args.layers, ConfigField("num_hidden_layers"))]
     print(

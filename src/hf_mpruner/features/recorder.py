@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -119,7 +120,8 @@ class StackRecorder:
 
 def _blocks_of(model: nn.Module, stack: BlockStack) -> list[nn.Module]:
     try:
-        blocks = list(model.get_submodule(stack.path).children())
+        # Not `children()`, which names a shared block once.
+        blocks = list(cast("nn.ModuleList", model.get_submodule(stack.path)))
     except AttributeError as error:
         raise PlanMismatchError(
             f"{type(model).__name__} has no module {stack.path!r}. Find its stacks with find_block_stacks(model)."

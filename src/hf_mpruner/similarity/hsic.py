@@ -19,6 +19,9 @@ from hf_mpruner.similarity.protocol import MIN_ROWS, Estimator
 # after centring is rounding, and the CKA of rounding is noise.
 _CONSTANT_ULPS = 10
 
+# Entries of the features that are worked on at a time on a CPU: 2 MB in float32.
+_CACHED_ENTRIES = 2**19
+
 
 def linear_cka(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
     """Linear centred kernel alignment of two layers' features, computed in float64.
@@ -99,14 +102,13 @@ def centred_gram(features: Tensor, row_mask: Tensor | None = None, estimator: Es
         `torch.Tensor` of shape `(groups, rows * rows)`, float64, zero in rows and columns that do not count.
     """
     x = features.unsqueeze(0) if features.dim() == 2 else features
+    # A processor waits for memory here: it takes as many groups at a time as stay in its cache.
+    step = max(1, _CACHED_ENTRIES // x[0].numel()) if x.device.type == "cpu" else len(x)
+    parts = x.split(step)
+    masks = row_mask.split(step) if row_mask is not None else [None] * len(parts)
     with _exact_matmul(x.device):
-        x, noise = _centred_rows(x, row_mask)  # (groups, rows, features), (groups,)
-        gram = _double(torch.bmm(x, x.transpose(1, 2)))
-    energy = gram.diagonal(dim1=1, dim2=2).sum(1)
-    gram = gram * (energy > noise.to(gram.device)).view(-1, 1, 1)  # a constant group is exactly zero; NaN stays NaN
-    rows = torch.ones(gram.shape[:2], device=gram.device) if row_mask is None else row_mask.to(gram.device)
-    gram = _centred(gram, rows.double().unsqueeze(2), estimator)
-    return gram.flatten(1)
+        grams = [_centred(_gram(part, mask), mask, estimator) for part, mask in zip(parts, masks, strict=True)]
+    return torch.cat(grams).flatten(1)
 
 
 def gram_hsic(grams: Sequence[Tensor], num_rows: Tensor, estimator: Estimator) -> Tensor:
@@ -176,23 +178,35 @@ def _centred_rows(x: Tensor, row_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     else:
         blank = ~row_mask.unsqueeze(2)
         num_rows = row_mask.sum(1).clamp(min=1)
-        mean = x.masked_fill(blank, 0).sum(1, keepdim=True) / num_rows.view(-1, 1, 1)
-        x = (x - mean).masked_fill(blank, 0)
+        x = x.masked_fill(blank, 0)
+        mean = x.sum(1, keepdim=True) / num_rows.view(-1, 1, 1)
+        x = x.sub_(mean).masked_fill_(blank, 0)
     rounding = _CONSTANT_ULPS * torch.finfo(x.dtype).eps
     return x, rounding**2 * num_rows * mean.square().sum((1, 2))
 
 
-def _centred(gram: Tensor, rows: Tensor, estimator: Estimator) -> Tensor:
-    """H K H or the U-centred K; `gram` (groups, n, n), `rows` (groups, n, 1) one where a row counts, else zero."""
-    n = rows.sum(1, keepdim=True)
+def _gram(x: Tensor, row_mask: Tensor | None) -> Tensor:
+    """X X^T of rows shifted to mean zero: (groups, n, features) to float64 (groups, n, n)."""
+    x, noise = _centred_rows(x, row_mask)
+    gram = torch.bmm(x, x.transpose(1, 2))
+    energy = gram.diagonal(dim1=1, dim2=2).sum(1)
+    return _double(gram * (energy > noise).view(-1, 1, 1))  # a constant group is exactly zero; NaN stays NaN
+
+
+def _centred(gram: Tensor, row_mask: Tensor | None, estimator: Estimator) -> Tensor:
+    """H K H or the U-centred K of Gram matrices (groups, n, n); zero in rows and columns that do not count."""
+    rows = gram.new_ones(len(gram), gram.shape[1]) if row_mask is None else row_mask.to(gram)
+    n = rows.sum(1).view(-1, 1, 1)
     if estimator == "biased":
         means = gram.sum(2, keepdim=True) / n
-        total = gram.sum((1, 2), keepdim=True) / n**2
+        total = means.sum(1, keepdim=True) / n
     else:
         gram = gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
         means = gram.sum(2, keepdim=True) / (n - 2)
-        total = gram.sum((1, 2), keepdim=True) / ((n - 1) * (n - 2))
-    gram = (gram - means - means.transpose(1, 2) + total) * rows * rows.transpose(1, 2)
+        total = means.sum(1, keepdim=True) / (n - 1)
+    gram = gram - means - (means.transpose(1, 2) - total)
+    if row_mask is not None:
+        gram = gram * rows.unsqueeze(1) * rows.unsqueeze(2)
     if estimator == "unbiased":
         gram = gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
     return gram
