@@ -87,7 +87,9 @@ def accuracy(prediction) -> dict[str, float]:
 def main() -> None:
     """Fine-tune, prune, measure on images that neither saw, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a Hub id or folder of an image classifier (default: a small ViT from scratch)")
+    parser.add_argument(
+        "--model", help="a Hub id or folder of an image classifier (default: a small ViT from scratch)"
+    )
     parser.add_argument("--dataset", help="a Hub id or folder of labelled images (default: scikit-learn's digits)")
     parser.add_argument("--output_dir", default="quickstart-out", type=Path)
     parser.add_argument("--threshold", type=float, default=0.98)

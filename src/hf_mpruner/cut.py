@@ -72,10 +72,12 @@ def make_cut(
     Args:
         model (`PreTrainedModel`): changed in place.
         plan (`PruningPlan`): in the numbering of the model as it is.
-        optimizer, scheduler (*optional*): the live ones, edited in place.
+        optimizer (*optional*): the live one, edited in place.
+        scheduler (*optional*): the live one, edited in place.
         scaler (*optional*): the gradient scaler of fp16 training; its state goes into the snapshot.
         runtime (`Runtime`): told before and after.
-        snapshot, snapshot_directory: where the surviving weights are kept; `None` if nothing trains before the verdict.
+        snapshot (*optional*): where the surviving weights are kept; `None` if nothing trains before the verdict.
+        snapshot_directory (`Path`, *optional*): the folder for `snapshot="disk"`.
         freeze_untouched (`bool`): train only beside the cut, and the head.
 
     Raises:

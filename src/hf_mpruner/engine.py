@@ -191,7 +191,9 @@ class PruningEngine:
         """Measure, plan and cut.
 
         Args:
-            optimizer, scheduler, scaler (*optional*): the live ones; the first two are edited in place.
+            optimizer (*optional*): the live one; edited in place.
+            scheduler (*optional*): the live one; edited in place.
+            scaler (*optional*): the gradient scaler of fp16 training.
             step (`int`): the training step, for the record.
 
         Returns:
@@ -276,7 +278,12 @@ class PruningEngine:
         return round_
 
     def _judge(self, round_: Round, value: float | None) -> bool:
-        if self._metric is None or value is None or self.record.baseline is None or self.record.baseline.metric is None:
+        if (
+            self._metric is None
+            or value is None
+            or self.record.baseline is None
+            or self.record.baseline.metric is None
+        ):
             round_.verdict, round_.reason = "unjudged", "no metric was measured"
             return True
         name, allowed = self._metric.name, self.config.max_metric_drop

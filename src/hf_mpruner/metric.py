@@ -65,12 +65,14 @@ def choose_metric(
     fallback_name: str | None = None,
     fallback_greater_is_better: bool | None = None,
 ) -> Metric:
-    """Decide by name, else by the Trainer's `metric_for_best_model`, else take the only metric there is.
+    """Decide by name, else by the Trainer's `metric_for_best_model`, else take the only metric, else the loss.
 
     Args:
         metrics (`dict[str, float]`): an evaluation's result, keys without prefix.
-        name, greater_is_better: what the user asked for, if anything.
-        fallback_name, fallback_greater_is_better: the Trainer's `metric_for_best_model` and its direction.
+        name (`str`, *optional*): what the user asked for.
+        greater_is_better (`bool`, *optional*): the direction that the user gave.
+        fallback_name (`str`, *optional*): the Trainer's `metric_for_best_model`.
+        fallback_greater_is_better (`bool`, *optional*): its direction.
 
     Raises:
         ValueError: if the name was not produced, several metrics could decide, none can, or the direction of an
@@ -85,13 +87,15 @@ def choose_metric(
         name = fallback_name
         if greater_is_better is None:
             greater_is_better = fallback_greater_is_better
+    if name is None and not own and "loss" in metrics:
+        name = "loss"
     if name is None and len(own) == 1:
         name = own[0]
     if name is None:
         found = "several" if own else "no"
         raise ValueError(
             f"The evaluation produced {found} metrics of its own ({_listed(metrics)}): say which one decides, e.g. "
-            f"PruningConfig(metric={(own or ['loss'])[0]!r})."
+            f"PruningConfig(metric={(own or ['accuracy'])[0]!r})."
         )
     name = name.removeprefix("eval_")
     if name not in metrics:

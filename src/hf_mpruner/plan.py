@@ -44,7 +44,9 @@ class StackPlan:
         """Check the kept layers against the depth."""
         object.__setattr__(self, "kept", tuple(int(i) for i in self.kept))
         if not self.kept:
-            raise ValueError(f"A plan that keeps none of {self.depth} layers leaves the stack empty. Keep at least one.")
+            raise ValueError(
+                f"A plan that keeps none of {self.depth} layers leaves the stack empty. Keep at least one."
+            )
         outside = [i for i in self.kept if not 0 <= i < self.depth]
         if outside:
             raise ValueError(
@@ -195,7 +197,9 @@ class PruningPlan:
         kept: dict[str, list[int]] = {}
         for path, found in clusters.items():
             if path not in by_path:
-                raise PlanMismatchError(f"'{path}' is no block stack of this model. Its stacks are: {_quoted(by_path)}.")
+                raise PlanMismatchError(
+                    f"'{path}' is no block stack of this model. Its stacks are: {_quoted(by_path)}."
+                )
             stack = by_path[path]
             deepest = max((layer for cluster in found for layer in cluster.layers), default=0)
             if deepest >= stack.depth:
@@ -240,9 +244,7 @@ class PruningPlan:
             "model_type": self.model_type,
             "source_model": self.source_model,
             "source_revision": self.source_revision,
-            "stacks": {
-                path: {"depth": stack.depth, "kept": list(stack.kept)} for path, stack in self.stacks.items()
-            },
+            "stacks": {path: {"depth": stack.depth, "kept": list(stack.kept)} for path, stack in self.stacks.items()},
             "evidence": self.evidence,
         }
 
@@ -308,7 +310,9 @@ def resolve_protected(protect: Sequence[int | str], depths: Mapping[str, int]) -
     for entry in protect:
         path, _, number = str(entry).rpartition(":")
         if path and path not in depths:
-            raise ValueError(f"protect entry {entry!r}: '{path}' is no block stack. The stacks are: {_quoted(depths)}.")
+            raise ValueError(
+                f"protect entry {entry!r}: '{path}' is no block stack. The stacks are: {_quoted(depths)}."
+            )
         targets = [path] if path else list(depths)
         hits = [target for target in targets if -depths[target] <= int(number) < depths[target]]
         if not hits:
@@ -321,7 +325,7 @@ def resolve_protected(protect: Sequence[int | str], depths: Mapping[str, int]) -
 
 def _download_plan(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repo_id, PLAN_NAME, revision=revision))

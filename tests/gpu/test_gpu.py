@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from trainer_kit import STACK, Rows, Scripted, Spy, add, assert_same, build_trainer, everything
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from hf_mpruner import find_block_stacks, measure_similarity
 from hf_mpruner.data import calibration_loader
+from trainer_kit import STACK, Rows, Scripted, Spy, add, assert_same, build_trainer, everything
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,9 +23,13 @@ def device():
 @pytest.mark.parametrize("protocol", ["default", "paper"])
 def test_similarity_equals_the_cpus(make_bert, protocol):
     model = make_bert(num_hidden_layers=6)
-    on_cpu = measure_similarity(model, calibration_loader(Rows(64, 0), num_samples=64, batch_size=16, seed=0), protocol=protocol)
+    on_cpu = measure_similarity(
+        model, calibration_loader(Rows(64, 0), num_samples=64, batch_size=16, seed=0), protocol=protocol
+    )
     model.to(device())
-    on_gpu = measure_similarity(model, calibration_loader(Rows(64, 0), num_samples=64, batch_size=16, seed=0), protocol=protocol)
+    on_gpu = measure_similarity(
+        model, calibration_loader(Rows(64, 0), num_samples=64, batch_size=16, seed=0), protocol=protocol
+    )
     assert torch.allclose(on_cpu[STACK].values, on_gpu[STACK].values.cpu(), atol=1e-4)
 
 

@@ -8,12 +8,11 @@ import weakref
 
 import pytest
 import torch
-from trainer_kit import STACK, Rows, Scripted, Spy, add, assert_same, build_trainer, everything
 from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback
 
 from hf_mpruner import LayerPruningCallback, PruningConfig, PruningPlan, apply_plan_, errors
 from hf_mpruner.record import PruningRecord
-
+from trainer_kit import STACK, Rows, Scripted, Spy, add, assert_same, build_trainer, everything
 
 
 @pytest.fixture
@@ -40,7 +39,9 @@ def test_a_round_that_is_good_enough_leaves_a_smaller_model_that_reloads(make_tr
     loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    batch = {key: torch.stack([torch.as_tensor(row[key]) for row in Rows(4, 3).rows]) for key in ("input_ids", "labels")}
+    batch = {
+        key: torch.stack([torch.as_tensor(row[key]) for row in Rows(4, 3).rows]) for key in ("input_ids", "labels")
+    }
     with torch.no_grad():
         assert torch.equal(loaded.eval()(**batch).logits, trainer.model.eval()(**batch).logits)
 
@@ -179,7 +180,7 @@ def test_blocks_are_freed_once_their_round_is_accepted(make_trainer):
     last = trainer.model.bert.encoder.layer[3]
     block, weight = weakref.ref(last), weakref.ref(last.output.dense.weight)
     del last
-    alive = Spy(on_epoch_end=lambda: gc.collect() and None or (block() is None, weight() is None))
+    alive = Spy(on_epoch_end=lambda: (gc.collect() and None) or (block() is None, weight() is None))
     add(trainer, max_metric_drop=1.0)
     trainer.add_callback(alive)
     trainer.train()
@@ -301,7 +302,9 @@ def test_added_to_another_trainer(make_trainer):
 
 
 def test_the_config_in_the_trainers_place():
-    with pytest.raises(TypeError, match=r"first argument of LayerPruningCallback is the Trainer, but it got a PruningC"):
+    with pytest.raises(
+        TypeError, match=r"first argument of LayerPruningCallback is the Trainer, but it got a PruningC"
+    ):
         LayerPruningCallback(PruningConfig())
 
 
@@ -376,7 +379,7 @@ def test_resuming_a_run_that_had_cut_is_refused_until_it_can_be_done(make_traine
     again = make_trainer(model=make_bert(num_labels=2), num_train_epochs=2)
     add(again, max_metric_drop=1.0)
     checkpoint = f"{again.args.output_dir}/checkpoint-2"
-    with pytest.raises((errors.UnsupportedBackendError, ValueError), match="cut the model|doesn't match the size"):
+    with pytest.raises((errors.UnsupportedBackendError, ValueError), match=r"cut the model|doesn't match the size"):
         again.train(resume_from_checkpoint=checkpoint)
 
 

@@ -26,10 +26,13 @@ def test_what_the_user_names_wins():
 
 
 def test_several_metrics_need_a_name():
-    with pytest.raises(ValueError, match=r"several metrics of its own \('accuracy', 'f1', 'loss'\).*metric='accuracy'"):
+    with pytest.raises(
+        ValueError, match=r"several metrics of its own \('accuracy', 'f1', 'loss'\).*metric='accuracy'"
+    ):
         choose_metric(TWO)
-    with pytest.raises(ValueError, match=r"no metrics of its own \('loss'\).*metric='loss'"):
-        choose_metric({"loss": 1.0})
+    with pytest.raises(ValueError, match=r"no metrics of its own \('runtime'\)"):
+        choose_metric({"runtime": 1.0})
+    assert choose_metric({"loss": 1.0, "runtime": 1.0}) == Metric("loss", False)
 
 
 def test_a_metric_that_was_not_produced_is_named_with_those_that_were():

@@ -55,13 +55,16 @@ def test_clusters_of_a_deeper_model_are_refused():
         PruningPlan.from_clusters({"decoder.block": runs(range(6))}, STACKS)
 
 
-@pytest.mark.parametrize("build", ["kept", "clusters"])
-def test_an_unknown_stack_is_refused_with_the_known_ones(build):
-    with pytest.raises(PlanMismatchError, match=r"'bert\.layer' is no block stack.*'encoder\.block', 'decoder\.block'"):
-        if build == "kept":
-            PruningPlan.from_kept({"bert.layer": [0]}, STACKS)
-        else:
-            PruningPlan.from_clusters({"bert.layer": runs([0])}, STACKS)
+@pytest.mark.parametrize(
+    ("build", "layers"),
+    [(PruningPlan.from_kept, [0]), (PruningPlan.from_clusters, runs([0]))],
+    ids=["kept", "clusters"],
+)
+def test_an_unknown_stack_is_refused_with_the_known_ones(build, layers):
+    with pytest.raises(
+        PlanMismatchError, match=r"'bert\.layer' is no block stack.*'encoder\.block', 'decoder\.block'"
+    ):
+        build({"bert.layer": layers}, STACKS)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,9 @@ def test_impossible_layers_are_named(kept, text):
 
 
 def test_a_pinned_layer_cannot_be_dropped_by_hand():
-    with pytest.raises(PlanMismatchError, match=r"Layer 0 of 'encoder\.block' cannot be dropped: it owns the bias.*add 0"):
+    with pytest.raises(
+        PlanMismatchError, match=r"Layer 0 of 'encoder\.block' cannot be dropped: it owns the bias.*add 0"
+    ):
         PruningPlan.from_kept({"encoder.block": [1, 2]}, STACKS)
 
 
