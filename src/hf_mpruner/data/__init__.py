@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from .calibration import calibration_loader
-from .columns import Columns, find_columns, find_label_names, label_ids
+from .calibration import calibration_loader, draw_sample
+from .columns import Columns, ModelKind, find_columns, find_label_names, label_ids
 from .encoding import find_max_length, preprocess
 from .loading import load_data
 
 __all__ = [
     "Columns",
+    "ModelKind",
     "calibration_loader",
+    "draw_sample",
     "find_columns",
     "find_label_names",
     "find_max_length",

@@ -80,7 +80,7 @@ def calibration_loader(
         )
     if collate_fn is None and _is_batch(data[0]):
         return _FirstBatches(data, num_samples)
-    examples = _sample(data, num_samples, seed)
+    examples = draw_sample(data, num_samples, seed)
     if collate_fn is None:
         examples, collate_fn = _ready(examples, processing_class, model)
     return DataLoader(
@@ -183,8 +183,23 @@ def _read(data: Iterable[Any], num_samples: int, collate_fn: Collate | None) -> 
     return list(islice(everything, num_samples))
 
 
-def _sample(data: Any, num_samples: int, seed: int) -> Any:
-    """Seeded sample without replacement, in random order: neighbours in a file are often alike."""
+def draw_sample(data: Any, num_samples: int, seed: int) -> Any:
+    """Draw examples without replacement, by a generator of its own.
+
+    The order is random, too: neighbours in a file are often alike, and so would be the examples of a batch.
+
+    Args:
+        data (`datasets.Dataset`, list or torch dataset): something with a length and random access.
+        num_samples (`int`): examples to draw; all of them if there are fewer.
+        seed (`int`): the same seed draws the same examples.
+
+    Returns:
+        A `datasets.Dataset` of a `datasets.Dataset`, else a `torch.utils.data.Subset`.
+
+    Example:
+        >>> len(draw_sample([{"input_ids": [1]}] * 5, num_samples=3, seed=0))
+        3
+    """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     indices = order[:num_samples].tolist()
     return data.select(indices) if hasattr(data, "select") else Subset(data, indices)

@@ -176,14 +176,14 @@ def label_ids(dataset: Dataset, column: str, config: PreTrainedConfig) -> dict[A
     """
     names = find_label_names(dataset, column)
     values = dataset.unique(column)
-    has_names = _is_class_label(dataset, column) or isinstance(values[0], str)
+    has_names = _is_class_label(dataset, column) or isinstance(next(iter(values), None), str)
     of_model = {str(name).lower(): int(number) for number, name in (config.id2label or {}).items()}
     strange = [name for name in names if name.lower() not in of_model]
     if has_names and not strange:
         return {_value(dataset, column, name): of_model[name.lower()] for name in names}
     num_labels = config.num_labels or 0
     counts = f"Column '{column}' holds {len(names)} labels, the model has {num_labels}"
-    if isinstance(values[0], str):
+    if isinstance(next(iter(values), None), str):
         raise ValueError(
             f"{counts} and none of its own is named {_listed(strange)}: they are {_listed(of_model)}. "
             "Use a model that was trained for these labels, or a checkpoint without a head."

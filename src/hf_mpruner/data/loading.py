@@ -76,7 +76,10 @@ def load_data(
 def _saved_split(path: Path, split: str | None) -> Dataset | DatasetDict:
     from datasets import Dataset, load_from_disk
 
-    saved = load_from_disk(str(path))
+    try:
+        saved = load_from_disk(str(path))
+    except IndexError as error:  # how `datasets` reads a table without rows
+        raise ValueError(f"The data set that was saved at '{path}' has no rows. Save one with examples.") from error
     if split is None or (isinstance(saved, Dataset) and str(saved.split) == split):
         return saved
     splits = [str(saved.split)] if isinstance(saved, Dataset) else list(saved)

@@ -1,0 +1,147 @@
+"""Measure the similarity of a model's layers on data, and suggest which could go. The model is not changed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .flags import add_config_flags, add_data_flags, read_config
+from .output import add_format, align, command_line, say, show
+from .parser import UsageError
+
+EXAMPLES = """examples:
+  hf-mpruner analyze MODEL --dataset dair-ai/emotion --output_dir analysis
+  hf-mpruner analyze MODEL --dataset rows.csv --split train --text_column body --threshold 0.95"""
+
+USAGE = "hf-mpruner analyze MODEL --dataset DATASET [--output_dir DIR] ..."
+# What a user would try next to the threshold that was asked for.
+THRESHOLDS = (0.99, 0.98, 0.95, 0.9)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `hf-mpruner analyze`."""
+    add_data_flags(parser)
+    parser.add_argument("--split", default="validation", help="part of the data to measure on (default: validation)")
+    parser.add_argument("--output_dir", help="write matrices, heat maps and the plan here (default: only print)")
+    add_format(parser)
+    add_config_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and write if a folder was given."""
+    config = read_config(args)
+    folder = None if args.output_dir is None else _check_folder(args.output_dir)
+
+    from .loading import choose_columns, load_split
+    from .measure import chosen_stacks, measure, suggest
+    from .models import load_config, load_for_analysis, load_processor, main_input
+
+    model_config = load_config(args.model, args.revision)
+    kind = main_input(model_config)
+    data = load_split(args, "split")
+    columns = choose_columns(args, data, kind, need_label=False)
+    processor = load_processor(args.model, kind, args.revision)
+    model = load_for_analysis(args.model, model_config, args.revision)
+    stacks = chosen_stacks(model, config)
+    matrices = measure(model, data, processor, columns, config, stacks, args.max_length)
+    plan = suggest(args.model, model, matrices, stacks, config)
+    choices = _choices(model, matrices, stacks, config)
+    if folder is not None:
+        _write(folder, matrices, plan)
+    show(
+        args,
+        table=_table(matrices, choices, config.threshold),
+        values={
+            "model": args.model,
+            "similarity": {path: matrix.to_dict() for path, matrix in matrices.items()},
+            "adjacent": {path: list(matrix.adjacent) for path, matrix in matrices.items()},
+            "thresholds": choices,
+            "plan": plan.to_dict(),
+        },
+        quiet=str(plan),
+    )
+    _say_next(args, plan.num_removed, config.threshold)
+    return 0
+
+
+def _check_folder(output_dir: str) -> Path:
+    from hf_mpruner.artifacts import find_model_files
+
+    folder = Path(output_dir).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output_dir {output_dir} is a file. Pass a folder.")
+    found = find_model_files(folder)
+    if found:
+        raise UsageError(
+            f"--output_dir {output_dir} holds a model ('{found[0]}'): a plan beside it would not be its own. Pass "
+            f"another folder, e.g. --output_dir {folder.with_name(folder.resolve().name + '-analysis')}."
+        )
+    return folder
+
+
+def _choices(model: Any, matrices: Any, stacks: Any, config: Any) -> list[dict[str, Any]]:
+    """For each threshold the clusters, the layers that stay and the parameters that are left."""
+    from hf_mpruner.plan import PruningPlan
+
+    from .measure import cluster
+
+    choices = []
+    for threshold in sorted({*THRESHOLDS, config.threshold}, reverse=True):
+        clusters = cluster(matrices, config, threshold)
+        plan = PruningPlan.from_clusters(clusters, stacks, config.granularity, config.protect)
+        choices.append(
+            {
+                "threshold": threshold,
+                "clusters": {path: [list(found.layers) for found in runs] for path, runs in clusters.items()},
+                "kept": {path: list(layers) for path, layers in plan.kept.items()},
+                "parameters": plan.preview(model).parameters_after,
+            }
+        )
+    return choices
+
+
+def _write(folder: Path, matrices: Any, plan: Any) -> None:
+    from hf_mpruner.artifacts import write_heat_maps
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, matrix in matrices.items():
+        matrix.save(folder / f"similarity_{path}.json")
+    write_heat_maps(folder, matrices, "similarity")
+    plan.save_pretrained(folder)
+
+
+def _table(matrices: Any, choices: list[dict[str, Any]], asked: float) -> str:
+    parts = []
+    for path, matrix in matrices.items():
+        layers = matrix.layers
+        rows = [
+            [f"{one} - {other}", f"{value:.4f}"]
+            for one, other, value in zip(layers, layers[1:], matrix.adjacent, strict=False)
+        ]
+        parts.append(f"{path}: CKA of neighbouring layers, {matrix.num_samples} examples\n")
+        parts.append(align(["layers", "similarity"], rows, right=[1]) + "\n")
+        rows = [
+            [
+                f"{choice['threshold']:g}{' *' if choice['threshold'] == asked else ''}",
+                " ".join(_run(run) for run in choice["clusters"][path]),
+                f"{len(choice['kept'][path])} of {len(layers)}",
+                f"{choice['parameters']:,}",
+            ]
+            for choice in choices
+        ]
+        parts.append(align(["threshold", "clusters", "layers left", "parameters"], rows, right=[2, 3]) + "\n")
+    return "\n".join([*parts, "* the threshold of the plan"])
+
+
+def _run(layers: list[int]) -> str:
+    return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+
+
+def _say_next(args: argparse.Namespace, num_removed: int, threshold: float) -> None:
+    if args.output_dir is not None:
+        say(args, f"Wrote matrices, heat maps and the plan to {args.output_dir}.")
+    if not num_removed:
+        say(args, f"No neighbouring layers are alike at threshold {threshold:g}: try one of the smaller ones above.")
+    words = ["prune", args.model, "--dataset", args.dataset, "--threshold", f"{threshold:g}"]
+    say(args, f"Next: {command_line(*words, '--output_dir', 'smaller')}")

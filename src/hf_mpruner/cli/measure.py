@@ -1,0 +1,90 @@
+"""From a loaded model and raw data to similarities, clusters and the plan they suggest."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_mpruner.architectures import BlockStack, find_block_stacks
+from hf_mpruner.clusters import LayerCluster, find_clusters
+from hf_mpruner.config import PruningConfig
+from hf_mpruner.data import Columns, calibration_loader, draw_sample, preprocess
+from hf_mpruner.features import measure_similarity
+from hf_mpruner.plan import PruningPlan
+from hf_mpruner.similarity import SimilarityMatrix
+
+from .parser import UsageError
+
+Matrices = dict[str, SimilarityMatrix]
+
+
+def chosen_stacks(model: PreTrainedModel, config: PruningConfig) -> list[BlockStack]:
+    """The model's stacks, or those of them that `--stacks` names.
+
+    Raises:
+        UsageError: for a path that is no stack of the model.
+    """
+    stacks = find_block_stacks(model)
+    unknown = set(config.stacks or ()) - {stack.path for stack in stacks}
+    if unknown:
+        raise UsageError(
+            f"--stacks {' '.join(sorted(unknown))}: no stack of this model. Its stacks are: "
+            f"{', '.join(stack.path for stack in stacks)}."
+        )
+    return [stack for stack in stacks if config.stacks is None or stack.path in config.stacks]
+
+
+def measure(
+    model: PreTrainedModel,
+    data: Any,
+    processing_class: Any,
+    columns: Columns,
+    config: PruningConfig,
+    stacks: list[BlockStack],
+    max_length: int | None = None,
+) -> Matrices:
+    """Similarity matrices on a sample of raw data, by stack path."""
+    sample = draw_sample(data, config.calibration_samples, config.seed)
+    unlabelled = dataclasses.replace(columns, label=None)
+    ready = preprocess(sample, processing_class, unlabelled, model, max_length=max_length)
+    loader = calibration_loader(
+        ready,
+        num_samples=config.calibration_samples,
+        batch_size=config.calibration_batch_size,
+        seed=config.seed,
+        processing_class=processing_class,
+        model=model,
+    )
+    return measure_similarity(model, loader, stacks, protocol=config.protocol)
+
+
+def cluster(matrices: Matrices, config: PruningConfig, threshold: float) -> dict[str, list[LayerCluster]]:
+    """Clusters of every stack at a threshold."""
+    return {path: find_clusters(matrix, threshold, config.linkage) for path, matrix in matrices.items()}
+
+
+def suggest(
+    name: str, model: PreTrainedModel, matrices: Matrices, stacks: list[BlockStack], config: PruningConfig
+) -> PruningPlan:
+    """The plan that the config makes of the similarities, with them as its evidence."""
+    clusters = cluster(matrices, config, config.threshold)
+    return PruningPlan.from_clusters(
+        clusters,
+        stacks,
+        config.granularity,
+        config.protect,
+        model_type=model.config.model_type,
+        # a folder of this machine says nothing to whoever reads the plan elsewhere
+        source_model=None if Path(name).exists() else name,
+        source_revision=getattr(model.config, "_commit_hash", None),
+        evidence={
+            "threshold": config.threshold,
+            "linkage": config.linkage,
+            "granularity": config.granularity,
+            "similarity": {path: matrix.to_dict() for path, matrix in matrices.items()},
+            "clusters": {path: [list(found.layers) for found in runs] for path, runs in clusters.items()},
+        },
+    )

@@ -1,0 +1,60 @@
+"""The argument parser: errors in one line, both spellings of a flag, suggestions for a slip of the pen."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+
+class UsageError(ValueError):
+    """What was typed cannot be meant; exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors. `--max-metric-drop` is read as `--max_metric_drop`."""
+
+    def __init__(
+        self, *, prog: str, usage: str | None = None, description: str | None = None, epilog: str | None = None
+    ) -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse, and name the nearest flag for one that does not exist."""
+        words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
+        parsed, unknown = self.parse_known_args(words)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"unknown argument {unknown[0]}{closest(unknown[0].partition('=')[0], flags)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2, without the usage of forty flags."""
+        self.exit(2, f"hf-mpruner: error: {message}. See {self.prog} --help.\n")
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """A question about the nearest known word, or nothing.
+
+    Example:
+        >>> closest("analyse", ["inspect", "analyze"])
+        " (did you mean 'analyze'?)"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}"

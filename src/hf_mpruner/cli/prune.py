@@ -1,0 +1,221 @@
+"""Remove layers of a classifier, round by round: measure, cut, recover, judge, keep or go back. Then save it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .flags import add_config_flags, add_data_flags, read_config
+from .output import add_format, command_line, say, show
+from .parser import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_mpruner.config import PruningConfig
+    from hf_mpruner.data import Columns
+    from hf_mpruner.report import PruningReport
+
+    from .models import Task
+
+EXAMPLES = """examples:
+  hf-mpruner prune MODEL --dataset dair-ai/emotion --max_metric_drop 0.01 --output_dir smaller
+  hf-mpruner prune MODEL --dataset images/ --recovery_epochs 2 --learning_rate 2e-5 --output_dir smaller
+  hf-mpruner prune MODEL --dataset rows.csv --train_split 'train[:80%]' --eval_split 'train[80%:]' \\
+      --recovery_epochs 0 --output_dir smaller
+  hf-mpruner prune MODEL --dataset dair-ai/emotion --dry_run"""
+
+USAGE = "hf-mpruner prune MODEL --dataset DATASET --output_dir DIR ..."
+# What this command takes instead of PruningConfig's own defaults.
+DEFAULTS: dict[str, Any] = {"metric": "accuracy", "stop_when_done": True}
+# What every evaluation measures (training.py), and the loss.
+METRICS = ("accuracy", "f1_macro", "loss")
+_WEIGHTS_SHOWN = 3
+
+
+class Inputs(NamedTuple):
+    """Everything that was loaded, before anything is measured or trained."""
+
+    task: Task
+    model: PreTrainedModel
+    processing_class: Any
+    columns: Columns
+    train: Any
+    judge: Any
+    calibration: Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `hf-mpruner prune`."""
+    add_data_flags(parser)
+    data = parser.add_argument_group("what trains, chooses and judges")
+    data.add_argument("--label_column", metavar="COLUMN", help="the class")
+    data.add_argument("--train_split", default="train", help="trains between the rounds (default: train)")
+    data.add_argument("--eval_split", default="validation", help="judges every round (default: validation)")
+    data.add_argument(
+        "--calibration_split", help="similarity is measured on a sample of it (default: the train split)"
+    )
+    data.add_argument("--task", help="text-classification or image-classification (default: what the model can do)")
+    training = parser.add_argument_group("recovery training", "names and meaning as in TrainingArguments")
+    training.add_argument("--learning_rate", type=float, default=5e-5, help="default: 5e-5")
+    training.add_argument("--batch_size", type=int, default=16, help="examples a device and step (default: 16)")
+    training.add_argument("--num_train_epochs", type=int, help="all epochs together (default: enough for 10 rounds)")
+    training.add_argument("--weight_decay", type=float, default=0.0, help="default: 0")
+    training.add_argument(
+        "--lr_scheduler_type", default="constant", help="default: constant, so that every round recovers alike"
+    )
+    out = parser.add_argument_group("output")
+    out.add_argument("--output_dir", help="new folder for the model, the plan, the report and the heat maps")
+    out.add_argument("--overwrite", action="store_true", help="replace a model that lies there")
+    out.add_argument("--dry_run", action="store_true", help="measure and show the first cut, write nothing")
+    add_format(parser)
+    add_config_flags(parser, **DEFAULTS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, load, prune, write; in this order, so that no work is lost."""
+    config = read_config(args, **DEFAULTS)
+    _check(args, config)
+
+    from transformers import set_seed
+
+    set_seed(config.seed)
+    inputs = _load(args, config)
+    if args.dry_run:
+        return _dry_run(args, config, inputs)
+    report = _prune(args, config, inputs)
+
+    from hf_mpruner.artifacts import write_artifacts
+
+    folder = write_artifacts(
+        args.output_dir,
+        model=inputs.model,
+        processing_class=inputs.processing_class,
+        report=report,
+        config=config,
+        source=args.model,
+        overwrite=args.overwrite,
+    )
+    show(
+        args,
+        table=f"{report}\n\n{report.plan}",
+        values={"output_dir": args.output_dir, "plan": report.plan.to_dict(), "report": report.to_dict()},
+        quiet=args.output_dir,
+    )
+    if not report.plan.num_removed:
+        say(
+            args,
+            f"No layer was removed: {report.record.stopped}. Try a lower --threshold or a larger --max_metric_drop.",
+        )
+    say(args, f"Wrote {folder}. Load it: {inputs.task.auto_class}.from_pretrained({args.output_dir!r})")
+    say(args, f"Next: {command_line('inspect', args.output_dir)}")
+    return 0
+
+
+def _check(args: argparse.Namespace, config: PruningConfig) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    if args.output_dir is None and not args.dry_run:
+        raise UsageError("--output_dir is missing: name a new folder for the smaller model, or pass --dry_run.")
+    if config.recovery_epochs == 0 and config.start_epoch > 0:
+        raise UsageError(
+            f"--start_epoch {config.start_epoch} trains but --recovery_epochs 0 does not: pass --recovery_epochs 1 or "
+            "more, or leave --start_epoch out."
+        )
+    if config.metric not in METRICS:
+        raise UsageError(f"--metric {config.metric} is not measured here: pass one of {', '.join(METRICS)}.")
+    needed = config.start_epoch + config.recovery_epochs
+    if args.num_train_epochs is not None and args.num_train_epochs < needed:
+        raise UsageError(
+            f"--num_train_epochs {args.num_train_epochs} is too few for one round: --start_epoch {config.start_epoch} "
+            f"and --recovery_epochs {config.recovery_epochs} need {needed}."
+        )
+    if args.output_dir is not None:
+        from hf_mpruner.artifacts import check_output_dir
+
+        try:
+            check_output_dir(args.output_dir, source=args.model, overwrite=args.overwrite)
+        except (ValueError, OSError) as error:
+            raise UsageError(str(error)) from error
+
+
+def _load(args: argparse.Namespace, config: PruningConfig) -> Inputs:
+    import torch
+
+    from hf_mpruner.data import find_label_names
+
+    from .loading import choose_columns, load_split
+    from .models import find_task, load_config, load_for_task, load_processor
+
+    trains = config.recovery_epochs > 0
+    task = find_task(load_config(args.model, args.revision), args.task)
+    train, judge = load_split(args, "train_split"), load_split(args, "eval_split")
+    calibration = train if args.calibration_split is None else load_split(args, "calibration_split")
+    columns = choose_columns(args, train, task.kind, need_label=True)
+    processor = load_processor(args.model, task.kind, args.revision)
+    model, new = load_for_task(
+        args.model,
+        task,
+        label_names=find_label_names(train, str(columns.label)),
+        revision=args.revision,
+        dtype=torch.float32 if trains else "auto",
+    )
+    if new and config.start_epoch == 0 and not args.dry_run:
+        shown = ", ".join(new[:_WEIGHTS_SHOWN])
+        raise UsageError(
+            f"'{args.model}' has no trained head for {task.name}: {len(new)} weights are new ({shown}). Pass "
+            "--start_epoch N to train it for N epochs before the first cut, or fine-tune it first."
+        )
+    if task.kind == "text" and model.config.pad_token_id is None:
+        model.config.pad_token_id = processor.pad_token_id
+    return Inputs(task, model, processor, columns, train, judge, calibration)
+
+
+def _dry_run(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> int:
+    from .measure import chosen_stacks, measure, suggest
+
+    model = inputs.model
+    stacks = chosen_stacks(model, config)
+    data = (inputs.calibration, inputs.processing_class, inputs.columns)
+    matrices = measure(model, *data, config, stacks, args.max_length)
+    plan = suggest(args.model, model, matrices, stacks, config)
+    preview = plan.preview(model)
+    values = {"plan": plan.to_dict(), "preview": dataclasses.asdict(preview)}
+    show(args, table=str(preview), values=values, quiet=str(plan))
+    say(args, "Dry run: nothing was changed and nothing written. Leave --dry_run out to prune.")
+    return 0
+
+
+def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> PruningReport:
+    from hf_mpruner.callback import LayerPruningCallback
+    from hf_mpruner.data import draw_sample, preprocess
+    from hf_mpruner.metric import strip_prefix
+    from hf_mpruner.oneshot import prune_
+
+    from .training import make_trainer
+
+    def ready(data: Any, columns: Columns = inputs.columns) -> Any:
+        return preprocess(data, inputs.processing_class, columns, inputs.model, max_length=args.max_length)
+
+    trains = config.recovery_epochs > 0
+    judge = ready(inputs.judge)
+    train = ready(inputs.train) if trains else None
+    sample = draw_sample(inputs.calibration, config.calibration_samples, config.seed)
+    calibration = ready(sample, dataclasses.replace(inputs.columns, label=None))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            args, config, inputs.model, inputs.processing_class, train=train, judge=judge, folder=folder
+        )
+        if not trains:
+            return prune_(
+                inputs.model,
+                config,
+                calibration=calibration,
+                processing_class=inputs.processing_class,
+                evaluate=lambda _: strip_prefix(trainer.evaluate(), "eval"),
+            )
+        callback = LayerPruningCallback(trainer, config, calibration=calibration)
+        trainer.add_callback(callback)
+        trainer.train()
+        return callback.report
