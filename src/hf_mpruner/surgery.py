@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from .architectures import ConfigEdit, CutProof, Examination, check_kept, examine, find_block_stacks, prove_cut
+from .architectures import (
+    ABSENT,
+    ConfigEdit,
+    CutProof,
+    Examination,
+    ValueEdit,
+    check_kept,
+    examine,
+    find_block_stacks,
+    prove_cut,
+)
 from .architectures.reference import plain
 from .errors import PlanMismatchError, UnsupportedArchitectureError
 
@@ -17,12 +27,15 @@ if TYPE_CHECKING:
 
     from .plan import PruningPlan, StackPlan
 
+_CHANGED = "{} changed between preparing the cut and applying it. Prepare a new ModelEdit."
+
 
 @dataclass(frozen=True)
 class _Write:
-    """New content for some entries of a namespace: `vars(module)`, `vars(config)`.
+    """New content for one entry of a namespace: `vars(module)`, `vars(config)`, a module's buffers.
 
-    Writing to the namespace instead of the attribute passes by setters that would validate half an edit.
+    Writing to the namespace instead of the attribute passes by setters that would validate half an edit. `following`
+    are the names behind an entry that goes, so that it comes back to its place.
     """
 
     namespace: MutableMapping[str, Any]
@@ -30,16 +43,31 @@ class _Write:
     old: Any
     new: Any
     label: str
+    following: tuple[str, ...] = ()
+
+    @classmethod
+    def prepare(cls, namespace: MutableMapping[str, Any], name: str, new: Any, label: str) -> _Write:
+        old = namespace.get(name, ABSENT)
+        names = list(namespace)
+        following = tuple(names[names.index(name) + 1 :]) if new is ABSENT else ()
+        return cls(namespace, name, old, tuple(new) if isinstance(old, tuple) else new, label, following)
 
     def apply(self) -> None:
-        if self.namespace.get(self.name) is not self.old:
-            raise RuntimeError(
-                f"{self.label} changed between preparing the cut and applying it. Prepare a new ModelEdit."
-            )
-        self.namespace[self.name] = self.new
+        if self.namespace.get(self.name, ABSENT) is not self.old:
+            raise RuntimeError(_CHANGED.format(self.label))
+        self._set(self.new)
 
     def undo(self) -> None:
-        self.namespace[self.name] = self.old
+        self._set(self.old)
+        for name in self.following:
+            if name in self.namespace:
+                self.namespace[name] = self.namespace.pop(name)
+
+    def _set(self, value: Any) -> None:
+        if value is ABSENT:
+            del self.namespace[self.name]
+        else:
+            self.namespace[self.name] = value
 
 
 @dataclass(frozen=True)
@@ -53,9 +81,7 @@ class _Rewire:
 
     def apply(self) -> None:
         if self.children != self.old:
-            raise RuntimeError(
-                f"{self.label} changed between preparing the cut and applying it. Prepare a new ModelEdit."
-            )
+            raise RuntimeError(_CHANGED.format(self.label))
         self._fill(self.new)
 
     def undo(self) -> None:
@@ -87,19 +113,15 @@ class ModelEdit:
         UnsupportedArchitectureError: the cut cannot be proved right.
 
     Example:
-
-    ```python
-    >>> from transformers import BertConfig, BertModel
-    >>> model = BertModel(BertConfig(num_hidden_layers=4, hidden_size=8, num_attention_heads=2, vocab_size=9))
-    >>> edit = ModelEdit(model, {"encoder.layer": [0, 3]})
-    >>> edit.apply()
-    >>> len(model.encoder.layer), model.config.num_hidden_layers
-    (2, 2)
-    >>> edit.undo()
-    >>> len(model.encoder.layer), model.config.num_hidden_layers
-    (4, 4)
-
-    ```
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=4, hidden_size=8, num_attention_heads=2, vocab_size=9))
+        >>> edit = ModelEdit(model, {"encoder.layer": [0, 3]})
+        >>> edit.apply()
+        >>> len(model.encoder.layer), model.config.num_hidden_layers
+        (2, 2)
+        >>> edit.undo()
+        >>> len(model.encoder.layer), model.config.num_hidden_layers
+        (4, 4)
     """
 
     def __init__(
@@ -111,14 +133,12 @@ class ModelEdit:
         self._steps: list[_Write | _Rewire] = []
         for path, cut in self.proof.cuts.items():
             container = model.get_submodule(path)
-            blocks = list(container.children())
+            blocks = [block for block in container._modules.values() if block is not None]
             self.removed_blocks[path] = tuple(blocks[layer] for layer in range(cut.depth) if layer not in cut.kept)
             survivors: dict[str, nn.Module | None] = {str(n): blocks[layer] for n, layer in enumerate(cut.kept)}
             self._steps.append(_Rewire(container._modules, dict(container._modules), survivors, repr(path)))
         for value in self.proof.values:
-            namespace = vars(model.get_submodule(value.path))
-            label = f"attribute {value.name!r} of module {value.path!r}"
-            self._steps.append(_prepare(namespace, value.name, value.old, value.new, label))
+            self._steps.append(_prepare_value(model.get_submodule(value.path), value))
         self._steps += [_prepare_config(model, edit) for edit in self.proof.configs]
         self._state = "prepared"
 
@@ -168,13 +188,20 @@ class ModelEdit:
 
 def _prepare(namespace: MutableMapping[str, Any], name: str, old: Any, new: Any, label: str) -> _Write:
     """A write whose present value was checked against the one that the proof started from."""
-    present = namespace.get(name)
+    present = namespace.get(name, ABSENT)
     if plain(present) != plain(old):
         raise UnsupportedArchitectureError(
             f"{label} is {present!r}, but a model built from the config has {old!r} there, so the cut cannot be proved "
             "right. Load the model again with from_pretrained."
         )
-    return _Write(namespace, name, present, tuple(new) if isinstance(present, tuple) else new, label)
+    return _Write.prepare(namespace, name, new, label)
+
+
+def _prepare_value(module: nn.Module, edit: ValueEdit) -> _Write:
+    label = f"attribute {edit.name!r} of module {edit.path!r}"
+    if edit.name in module._buffers:
+        return _Write.prepare(module._buffers, edit.name, edit.new, label)
+    return _prepare(vars(module), edit.name, edit.old, edit.new, label)
 
 
 def _prepare_config(model: PreTrainedModel, edit: ConfigEdit) -> _Write:
@@ -200,17 +227,13 @@ def apply_plan_(model: PreTrainedModel, plan: PruningPlan) -> ModelEdit:
         UnsupportedArchitectureError: the cut cannot be proved right. In both cases the model is as it was.
 
     Example:
-
-    ```python
-    >>> from transformers import BertConfig, BertModel
-    >>> from hf_mpruner import PruningPlan, find_block_stacks
-    >>> model = BertModel(BertConfig(num_hidden_layers=4, hidden_size=8, num_attention_heads=2, vocab_size=9))
-    >>> plan = PruningPlan.from_kept({"encoder.layer": [0, 1, 3]}, find_block_stacks(model))
-    >>> _ = apply_plan_(model, plan)
-    >>> len(model.encoder.layer)
-    3
-
-    ```
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_mpruner import PruningPlan, find_block_stacks
+        >>> model = BertModel(BertConfig(num_hidden_layers=4, hidden_size=8, num_attention_heads=2, vocab_size=9))
+        >>> plan = PruningPlan.from_kept({"encoder.layer": [0, 1, 3]}, find_block_stacks(model))
+        >>> _ = apply_plan_(model, plan)
+        >>> len(model.encoder.layer)
+        3
     """
     model_type = model.config.model_type
     if plan.model_type is not None and plan.model_type != model_type:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from .compare import StackCut, ValueEdit
 from .find import Examination, examine, find_block_stacks
 from .proof import ConfigEdit, CutProof, check_kept, prove_cut
+from .reference import ABSENT
 from .size import count_parameters, parameters_after
 from .stack import BlockStack, ConfigField
 
 __all__ = [
+    "ABSENT",
     "BlockStack",
     "ConfigEdit",
     "ConfigField",

@@ -67,13 +67,9 @@ def make_blueprint(model: nn.Module) -> Blueprint:
             (cut by hand, adapters inside, quantized).
 
     Example:
-
-    ```python
-    >>> from transformers import BertConfig, BertModel
-    >>> make_blueprint(BertModel(BertConfig(num_hidden_layers=2, vocab_size=9))).name
-    "BertModel (model_type 'bert')"
-
-    ```
+        >>> from transformers import BertConfig, BertModel
+        >>> make_blueprint(BertModel(BertConfig(num_hidden_layers=2, vocab_size=9))).name
+        "BertModel (model_type 'bert')"
     """
     pretrained = _check_kind(model)
     config = reload_config(pretrained.config)

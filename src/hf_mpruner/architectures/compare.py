@@ -5,14 +5,12 @@ Both sides are descriptions of builds on the meta device, so that the comparison
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .reference import ModuleDescription
+from .reference import ABSENT, ModuleDescription
 from .rules import POSITION_ATTRIBUTES
-
-_ABSENT = "absent"
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,9 @@ class ValueEdit:
 
     Args:
         path (`str`): module path, in the numbering before the cut.
-        name (`str`): attribute name.
+        name (`str`): attribute name, or that of a buffer that no checkpoint holds and that goes.
         old: value before the cut.
-        new: value after the cut.
+        new: value after the cut; `ABSENT` if the attribute or buffer goes.
     """
 
     path: str
@@ -103,10 +101,14 @@ def compare_builds(
             continue
         after = unmatched.pop(renumbered, None)
         if after is None:
-            differences.append(Difference("extra", stack, layer, name, before.kind.__name__, None))
+            differences.append(Difference("extra", stack, layer, name, before.kind, None))
         elif before != after:
-            _compare_tensors(before, after, (stack, layer, name), differences)
-            _compare_values(path, before, after, (stack, layer, name), cuts, edits, differences)
+            place = (stack, layer, name)
+            if layer < 0 and before.kind == after.kind and before.computed and _holds_less(before, after):
+                edits += _follow(path, before, after)
+                continue
+            _compare_tensors(before, after, place, differences)
+            _compare_values(path, before, after, place, cuts, edits, differences)
     restored = {path: StackCut(len(cut.kept), cut.kept) for path, cut in cuts.items()}
     for path, after in unmatched.items():
         stack, layer, name = _locate_new(path, restored)
@@ -126,13 +128,9 @@ def renumber(path: str, cuts: Mapping[str, StackCut]) -> str | None:
         `str`, or `None` for a module that goes.
 
     Example:
-
-    ```python
-    >>> cuts = {"encoder.layer": StackCut(4, (0, 3))}
-    >>> renumber("encoder.layer.3.output", cuts), renumber("encoder.layer.2", cuts), renumber("pooler", cuts)
-    ('encoder.layer.1.output', None, 'pooler')
-
-    ```
+        >>> cuts = {"encoder.layer": StackCut(4, (0, 3))}
+        >>> renumber("encoder.layer.3.output", cuts), renumber("encoder.layer.2", cuts), renumber("pooler", cuts)
+        ('encoder.layer.1.output', None, 'pooler')
     """
     return _locate(path, cuts)[3]
 
@@ -158,16 +156,41 @@ def _compare_values(
     differences: list[Difference],
 ) -> None:
     stack, layer, inner = place
-    if before.kind is not after.kind:
-        differences.append(Difference("class", stack, layer, inner, before.kind.__name__, after.kind.__name__))
+    if before.kind != after.kind:
+        kinds = (kind.rpartition(".")[2] for kind in (before.kind, after.kind))
+        differences.append(Difference("class", stack, layer, inner, *kinds))
     for name in {**before.values, **after.values}:
-        a, b = before.values.get(name, _ABSENT), after.values.get(name, _ABSENT)
+        a, b = before.values.get(name, ABSENT), after.values.get(name, ABSENT)
         if a == b:
             continue
         if name in POSITION_ATTRIBUTES or (layer < 0 and _is_count_copy(a, b, cuts)):
             edits.append(ValueEdit(path, name, a, b))
         else:
             differences.append(Difference("value", stack, layer, f"{inner}.{name}".strip("."), a, b))
+
+
+def _holds_less(before: ModuleDescription, after: ModuleDescription) -> bool:
+    """Whether a computed module only lost entries, as rotary tables do when no layer of a kind is left."""
+    return before.tensors.items() >= after.tensors.items() and all(
+        name in before.values and _is_part(value, before.values[name]) for name, value in after.values.items()
+    )
+
+
+def _is_part(new: Any, old: Any) -> bool:
+    if isinstance(new, dict) and isinstance(old, dict):
+        return old.items() >= new.items()
+    if isinstance(new, tuple) and isinstance(old, tuple):
+        return all(item in old for item in new)
+    return bool(new == old)
+
+
+def _follow(path: str, before: ModuleDescription, after: ModuleDescription) -> Iterator[ValueEdit]:
+    """Edits that make a computed module what the shortened config builds."""
+    for name in before.tensors.keys() - after.tensors.keys():
+        yield ValueEdit(path, name, before.tensors[name], ABSENT)
+    for name, value in before.values.items():
+        if after.values.get(name, ABSENT) != value:
+            yield ValueEdit(path, name, value, after.values.get(name, ABSENT))
 
 
 def _is_count_copy(old: Any, new: Any, cuts: Mapping[str, StackCut]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint, make_blueprint
 from .pins import pin_openers, pin_stack
-from .reference import config_nodes
+from .reference import config_nodes, describe_modules
 from .rewrite import read_field, write_field_
 from .rules import INDEX_LISTS, PER_LAYER_LISTS, TAPS, UNRELATED_LISTS
 from .stack import BlockStack, ConfigField
@@ -49,16 +49,12 @@ def find_block_stacks(model: nn.Module) -> list[BlockStack]:
             disagree.
 
     Example:
-
-    ```python
-    >>> from transformers import T5Config, T5ForConditionalGeneration
-    >>> config = T5Config(d_model=8, d_kv=4, d_ff=16, num_layers=3, num_decoder_layers=4, num_heads=2, vocab_size=16)
-    >>> for stack in find_block_stacks(T5ForConditionalGeneration(config)):
-    ...     print(stack.path, stack.depth, stack.count, stack.prunable)
-    encoder.block 3 num_layers (1, 2)
-    decoder.block 4 num_decoder_layers (1, 2, 3)
-
-    ```
+        >>> from transformers import T5Config, T5ForConditionalGeneration
+        >>> config = T5Config(d_model=8, d_kv=4, d_ff=16, num_layers=3, num_decoder_layers=4, num_heads=2, vocab_size=16)
+        >>> for stack in find_block_stacks(T5ForConditionalGeneration(config)):
+        ...     print(stack.path, stack.depth, stack.count, stack.prunable)
+        encoder.block 3 num_layers (1, 2)
+        decoder.block 4 num_decoder_layers (1, 2, 3)
     """
     found = examine(model)
     if not found.stacks:
@@ -89,13 +85,16 @@ def examine(model: nn.Module) -> Examination:
     refusals: list[str] = []
     for field, depth in _candidate_fields(blueprint.config, lengths):
         try:
-            stack = _experiment(blueprint, lengths, field, depth)
-            if stack is not None and stack.path not in stacks:
+            trial = _experiment(blueprint, lengths, field, depth)
+            if trial is not None and trial[0].path not in stacks:
+                stack, without_last = trial
                 _check_config_lists(blueprint.config, stack)
-                stacks[stack.path] = pin_stack(blueprint, stack)
+                stacks[stack.path] = pin_stack(blueprint, stack, describe_modules(without_last))
         except UnsupportedArchitectureError as error:
             refusals.append(str(error))
-    found, unprunable = pin_openers([stacks[path] for path in lengths if path in stacks])
+    outermost = [path for path in lengths if path in stacks and not any(path.startswith(f"{p}.") for p in stacks)]
+    refusals += [f"{path!r} lies inside a block of another stack" for path in stacks.keys() - set(outermost)]
+    found, unprunable = pin_openers([stacks[path] for path in outermost])
     refusals += unprunable + list(_counts_without_list(blueprint.config, lengths))
     return Examination(blueprint, tuple(found), tuple(dict.fromkeys(refusals)))
 
@@ -130,18 +129,28 @@ def _candidate_fields(config: PreTrainedConfig, lengths: Mapping[str, int]) -> I
                         yield ConfigField(name, path, index), item
 
 
-def _experiment(blueprint: Blueprint, lengths: Mapping[str, int], field: ConfigField, depth: int) -> BlockStack | None:
-    """Build with one block fewer. `None`: the field decides no list. Raises if it decides one that cannot be cut."""
+def _experiment(
+    blueprint: Blueprint, lengths: Mapping[str, int], field: ConfigField, depth: int
+) -> tuple[BlockStack, nn.Module] | None:
+    """Build with one block fewer: the stack that got shorter, and the build without its last block.
+
+    `None`: the field decides no list. Raises if it decides one that cannot be cut.
+    """
     lists = _per_layer_lists(blueprint.config, field, depth)
     edited = copy.deepcopy(blueprint.config)
     for name in lists:
         write_field_(edited, name, read_field(edited, name)[:-1])
-    moved_by_lists = _moved(blueprint, edited, lengths) if lists else {}
+    only_lists = _build(blueprint, edited) if lists else None
     write_field_(edited, field, depth - 1)
-    moved = _moved(blueprint, edited, lengths)
+    built = _build(blueprint, edited)
+    if isinstance(built, str):  # an experiment may well ask for the impossible, e.g. 11 heads of a width of 768
+        if any(word in field.name for word in ("layer", "depth", "block")):
+            raise UnsupportedArchitectureError(f"config.{field} = {depth} cannot be lowered by one: {built}")
+        return None
+    moved = _moved(lengths, built)
     if not moved:
         return None
-    if moved_by_lists:
+    if isinstance(only_lists, nn.Module) and _moved(lengths, only_lists):
         raise UnsupportedArchitectureError(
             f"{', '.join(map(repr, moved))}: the length follows that of config.{lists[0]}, no number in the config"
         )
@@ -155,7 +164,15 @@ def _experiment(blueprint: Blueprint, lengths: Mapping[str, int], field: ConfigF
             f"{path!r} goes from {lengths[path]} to {after} entries when config.{field} goes from {depth} to {depth - 1}"
         )
     block = blueprint.reference.get_submodule(f"{path}.0")
-    return BlockStack(path, type(block).__name__, depth, field, tuple(lists))
+    return BlockStack(path, type(block).__name__, depth, field, tuple(lists)), built
+
+
+def _build(blueprint: Blueprint, config: PreTrainedConfig) -> nn.Module | str:
+    """The model of an edited config, or why there is none."""
+    try:
+        return blueprint.rebuild(config)
+    except UnsupportedArchitectureError as error:
+        return str(error.__cause__ or error)
 
 
 def _per_layer_lists(config: PreTrainedConfig, field: ConfigField, depth: int) -> list[ConfigField]:
@@ -169,12 +186,9 @@ def _per_layer_lists(config: PreTrainedConfig, field: ConfigField, depth: int) -
     ]
 
 
-def _moved(blueprint: Blueprint, config: PreTrainedConfig, lengths: Mapping[str, int]) -> dict[str, int]:
-    """Outermost lists whose length changes with the config, with the new length; nothing if it builds no model."""
-    try:
-        after = container_lengths(blueprint.rebuild(config))
-    except UnsupportedArchitectureError:
-        return {}  # an experiment may well ask for the impossible, e.g. 11 heads of a width of 768
+def _moved(lengths: Mapping[str, int], built: nn.Module) -> dict[str, int]:
+    """Outermost lists whose length is another in an edited build, with that length."""
+    after = container_lengths(built)
     changed = [path for path, length in lengths.items() if after.get(path, 0) != length]
     return {
         path: after.get(path, 0)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint
 from .compare import Difference, StackCut, compare_builds
-from .reference import ModuleDescription, describe_modules
+from .reference import ModuleDescription, describe_modules, plain
 from .rewrite import read_field, shorten_config
 from .rules import POSITION_ATTRIBUTES
 from .stack import BlockStack
 
 
-def pin_stack(blueprint: Blueprint, stack: BlockStack) -> BlockStack:
+def pin_stack(blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str, ModuleDescription]) -> BlockStack:
     """Remove each layer on its own, on the meta device, and pin those that cannot go.
 
-    Without per-layer lists the shortened config is the same whichever layer goes, so one build serves all layers.
-    With them, layers of one kind (same modules, same list entries, neither first nor last) share one trial.
+    Layers whose removal leaves the same config share one build; without per-layer lists that is one for all layers.
+    With such lists, layers of one kind (same modules, same entries, neither first nor last) share one trial as well.
 
     Args:
         blueprint (`Blueprint`): the model rebuilt from its config.
         stack (`BlockStack`): without pins.
+        without_last (`Mapping[str, ModuleDescription]`): description of the build without the last layer.
 
     Returns:
         `BlockStack`: with pins, each with its reason.
@@ -32,19 +33,22 @@ def pin_stack(blueprint: Blueprint, stack: BlockStack) -> BlockStack:
         UnsupportedArchitectureError: no layer can go; or none but the last, because constants in the others depend on
             their position.
     """
+    entries = [
+        [plain(read_field(blueprint.config, field)[n]) for field in stack.per_layer] for n in range(stack.depth)
+    ]
+    builds: list[tuple[Any, Mapping[str, ModuleDescription] | str]] = [(entries[:-1], without_last)]
+    trials: list[tuple[Any, Difference | str | None]] = []
     faults: dict[int, Difference | str | None] = {}
-    build: dict[str, ModuleDescription] | str | None = None
-    kinds: list[Any] = []
     for layer in range(stack.depth):
-        if stack.per_layer:
-            kinds.append(_kind_of_layer(blueprint, stack, layer))
-            alike = kinds.index(kinds[-1])
-            if alike < layer:
-                faults[layer] = faults[alike]
-                continue
-        if build is None or stack.per_layer:
-            build = _build_without(blueprint, stack, layer)
-        faults[layer] = build if isinstance(build, str) else _first_fault(blueprint, stack, layer, build)
+        kind = _kind_of_layer(blueprint, stack, layer, entries[layer]) if stack.per_layer else layer
+        if kind not in [known for known, _ in trials]:
+            left = entries[:layer] + entries[layer + 1 :]
+            build = next((build for known, build in builds if known == left), None)
+            if build is None:
+                build = _build_without(blueprint, stack, layer)
+                builds.append((left, build))
+            trials.append((kind, build if isinstance(build, str) else _first_fault(blueprint, stack, layer, build)))
+        faults[layer] = next(fault for known, fault in trials if known == kind)
     pinned = {layer: _reason(blueprint, stack, layer, fault) for layer, fault in faults.items() if fault is not None}
     by_position = [fault for fault in faults.values() if isinstance(fault, Difference) and fault.kind == "value"]
     if len(pinned) == stack.depth or (by_position and set(range(stack.depth)) - pinned.keys() <= {stack.depth - 1}):
@@ -86,7 +90,7 @@ def pin_openers(stacks: Sequence[BlockStack]) -> tuple[list[BlockStack], list[st
     return found, refusals
 
 
-def _kind_of_layer(blueprint: Blueprint, stack: BlockStack, layer: int) -> Any:
+def _kind_of_layer(blueprint: Blueprint, stack: BlockStack, layer: int, entries: list[Any]) -> Any:
     """What layers must have in common to share a trial."""
     prefix = f"{stack.path}.{layer}"
     modules = [
@@ -99,7 +103,6 @@ def _kind_of_layer(blueprint: Blueprint, stack: BlockStack, layer: int) -> Any:
         for path, module in blueprint.modules.items()
         if path == prefix or path.startswith(f"{prefix}.")
     ]
-    entries = [read_field(blueprint.config, field)[layer] for field in stack.per_layer]
     return modules, entries, layer == 0, layer == stack.depth - 1
 
 
@@ -113,7 +116,7 @@ def _build_without(blueprint: Blueprint, stack: BlockStack, layer: int) -> dict[
 
 
 def _first_fault(
-    blueprint: Blueprint, stack: BlockStack, layer: int, shortened: dict[str, ModuleDescription]
+    blueprint: Blueprint, stack: BlockStack, layer: int, shortened: Mapping[str, ModuleDescription]
 ) -> Difference | None:
     kept = tuple(other for other in range(stack.depth) if other != layer)
     _, differences = compare_builds(blueprint.modules, shortened, {stack.path: StackCut(stack.depth, kept)})

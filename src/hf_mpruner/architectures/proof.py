@@ -98,12 +98,8 @@ def check_kept(stacks: Sequence[BlockStack], kept: Mapping[str, Sequence[int]]) 
         PlanMismatchError: an unknown stack; or layers that are none, repeated, unsorted or out of range.
 
     Example:
-
-    ```python
-    >>> check_kept([BlockStack("h", "GPT2Block", 3, ConfigField("n_layer"))], {"h": [0, 2]})
-    {'h': StackCut(depth=3, kept=(0, 2))}
-
-    ```
+        >>> check_kept([BlockStack("h", "GPT2Block", 3, ConfigField("n_layer"))], {"h": [0, 2]})
+        {'h': StackCut(depth=3, kept=(0, 2))}
     """
     depths = {stack.path: stack.depth for stack in stacks}
     for path, layers in kept.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import json
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,27 +25,41 @@ from ..errors import UnsupportedArchitectureError
 _TORCH_INTERNALS = frozenset(vars(nn.Module())) | {"_is_hf_initialized"}
 
 
+class _Absent:
+    """The type of `ABSENT`."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
+"""Stands for the value of an attribute that is not there."""
+
+
 @dataclass(frozen=True)
 class ModuleDescription:
     """One module without its children: all that two builds are compared by.
 
     Args:
-        kind (`type`): the module's class.
+        kind (`str`): full name of the module's class. Classes made on the fly (parametrizations) have equal names.
         tensors (`Mapping[str, tuple[int, ...] | None]`): shapes of the module's own parameters and buffers; `None`
             for a declared but empty slot, such as the bias of `nn.Linear(..., bias=False)`.
         values (`Mapping[str, Any]`): the module's own plain attributes. Config objects are left out.
+        computed (`bool`): the module has no children and nothing that a checkpoint holds: no parameters, no persistent
+            buffers. All it has is made from the config when it is built.
     """
 
-    kind: type
+    kind: str
     tensors: Mapping[str, tuple[int, ...] | None]
     values: Mapping[str, Any]
+    computed: bool = False
 
 
 @contextmanager
 def _quiet_meta_build() -> Iterator[None]:
     """Build without memory, without drawing random numbers, without log lines about generation configs."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.set_verbosity(logging.CRITICAL)
     try:
         with (
             warnings.catch_warnings(),
@@ -72,13 +87,9 @@ def reload_config(config: PreTrainedConfig) -> PreTrainedConfig:
         UnsupportedArchitectureError: the config cannot be written, or what was written cannot be read.
 
     Example:
-
-    ```python
-    >>> from transformers import BertConfig
-    >>> reload_config(BertConfig(num_hidden_layers=3)).num_hidden_layers
-    3
-
-    ```
+        >>> from transformers import BertConfig
+        >>> reload_config(BertConfig(num_hidden_layers=3)).num_hidden_layers
+        3
     """
     kind = type(config)
     try:
@@ -109,13 +120,9 @@ def build_reference(model_class: type[PreTrainedModel], config: PreTrainedConfig
         UnsupportedArchitectureError: the class cannot be built from a config alone.
 
     Example:
-
-    ```python
-    >>> from transformers import BertConfig, BertModel
-    >>> build_reference(BertModel, BertConfig(num_hidden_layers=2)).encoder.layer[1].output.dense.weight.device
-    device(type='meta')
-
-    ```
+        >>> from transformers import BertConfig, BertModel
+        >>> build_reference(BertModel, BertConfig(num_hidden_layers=2)).encoder.layer[1].output.dense.weight.device
+        device(type='meta')
     """
     try:
         with _quiet_meta_build():
@@ -171,13 +178,9 @@ def describe_modules(model: nn.Module) -> dict[str, ModuleDescription]:
         each of its paths.
 
     Example:
-
-    ```python
-    >>> described = describe_modules(nn.Sequential(nn.Linear(2, 3, bias=False)))
-    >>> described["0"].tensors, described["0"].values
-    ({'weight': (3, 2), 'bias': None}, {'in_features': 2, 'out_features': 3})
-
-    ```
+        >>> described = describe_modules(nn.Sequential(nn.Linear(2, 3, bias=False)))
+        >>> described["0"].tensors, described["0"].values
+        ({'weight': (3, 2), 'bias': None}, {'in_features': 2, 'out_features': 3})
     """
     return {path: _describe(module) for path, module in model.named_modules(remove_duplicate=False)}
 
@@ -192,7 +195,11 @@ def _describe(module: nn.Module) -> ModuleDescription:
         for name, value in vars(module).items()
         if name not in _TORCH_INTERNALS and not isinstance(value, PreTrainedConfig)
     }
-    return ModuleDescription(type(module), tensors, values)
+    computed = (
+        not module._modules and not module._parameters and module._non_persistent_buffers_set >= set(module._buffers)
+    )
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    return ModuleDescription(kind, tensors, values, computed)
 
 
 def plain(value: Any) -> Any:
@@ -207,12 +214,8 @@ def plain(value: Any) -> Any:
         Plain data.
 
     Example:
-
-    ```python
-    >>> plain((1, float("nan"), {"a": torch.nn.functional.gelu}))
-    (1, 'nan', {'a': 'gelu'})
-
-    ```
+        >>> plain((1, float("nan"), {"a": torch.nn.functional.gelu}))
+        (1, 'nan', {'a': 'gelu'})
     """
     if isinstance(value, enum.Enum):
         return str(value)

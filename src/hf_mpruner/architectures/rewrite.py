@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .reference import config_nodes
+from .reference import ABSENT, config_nodes
 from .stack import BlockStack, ConfigField
 
 
@@ -41,13 +41,9 @@ def read_field(config: PreTrainedConfig, field: ConfigField) -> Any:
         The raw value.
 
     Example:
-
-    ```python
-    >>> from transformers import ResNetConfig
-    >>> read_field(ResNetConfig(), ConfigField("depths", index=2))
-    6
-
-    ```
+        >>> from transformers import ResNetConfig
+        >>> read_field(ResNetConfig(), ConfigField("depths", index=2))
+        6
     """
     value = vars(config_nodes(config)[field.node])[field.name]
     return value if field.index is None else value[field.index]
@@ -84,15 +80,11 @@ def shorten_config(
         `PreTrainedConfig`: an edited copy, not yet validated.
 
     Example:
-
-    ```python
-    >>> from transformers import Qwen3Config
-    >>> count, kinds = ConfigField("num_hidden_layers"), ConfigField("layer_types")
-    >>> stack = BlockStack("model.layers", "Qwen3DecoderLayer", 3, count, (kinds,))
-    >>> shorten_config(Qwen3Config(num_hidden_layers=3), [stack], {"model.layers": [0, 2]}).layer_types
-    ['full_attention', 'full_attention']
-
-    ```
+        >>> from transformers import Qwen3Config
+        >>> count, kinds = ConfigField("num_hidden_layers"), ConfigField("layer_types")
+        >>> stack = BlockStack("model.layers", "Qwen3DecoderLayer", 3, count, (kinds,))
+        >>> shorten_config(Qwen3Config(num_hidden_layers=3), [stack], {"model.layers": [0, 2]}).layer_types
+        ['full_attention', 'full_attention']
     """
     edited = copy.deepcopy(config)
     for stack in stacks:
@@ -117,18 +109,14 @@ def diff_configs(old: PreTrainedConfig, new: PreTrainedConfig) -> Iterator[Confi
         `ConfigChange`: one for each attribute, with the values as they are in the two configs.
 
     Example:
-
-    ```python
-    >>> from transformers import BertConfig
-    >>> [(c.name, c.old, c.new) for c in diff_configs(BertConfig(), BertConfig(num_hidden_layers=7))]
-    [('num_hidden_layers', 12, 7)]
-
-    ```
+        >>> from transformers import BertConfig
+        >>> [(c.name, c.old, c.new) for c in diff_configs(BertConfig(), BertConfig(num_hidden_layers=7))]
+        [('num_hidden_layers', 12, 7)]
     """
     new_nodes = config_nodes(new)
     for path, node in config_nodes(old).items():
         before, after = vars(node), vars(new_nodes[path])
         for name in {**before, **after}:
-            a, b = before.get(name), after.get(name)
+            a, b = before.get(name, ABSENT), after.get(name, ABSENT)
             if not isinstance(a, PreTrainedConfig) and a != b:
                 yield ConfigChange(path, name, a, b)

@@ -54,6 +54,7 @@ UNRELATED_LISTS: Mapping[str, str] = {
 INDEX_LISTS: Mapping[str, str] = {
     "mlp_only_layers": "layer indices with a dense feed-forward",
     "attn_layer_indices": "layer indices with attention",
+    "full_attn_idxs": "layer indices with attention",
     "global_attn_indexes": "layer indices with global attention",
     "fullatt_block_indexes": "layer indices with global attention",
     "window_block_indices": "layer indices with windowed attention",

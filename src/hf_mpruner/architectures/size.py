@@ -17,12 +17,8 @@ def count_parameters(model: nn.Module) -> int:
         `int`: number of scalars.
 
     Example:
-
-    ```python
-    >>> count_parameters(nn.Linear(3, 2))
-    8
-
-    ```
+        >>> count_parameters(nn.Linear(3, 2))
+        8
     """
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -39,13 +35,9 @@ def parameters_after(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> tup
         and a parameter that a remaining module shares with a removed one stays.
 
     Example:
-
-    ```python
-    >>> model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    >>> parameters_after(nn.ModuleDict({"layers": model}), {"layers": [0]})
-    (12, 48)
-
-    ```
+        >>> model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        >>> parameters_after(nn.ModuleDict({"layers": model}), {"layers": [0]})
+        (12, 48)
     """
     removed = tuple(
         f"{path}.{layer}."
