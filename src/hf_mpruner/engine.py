@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .architectures import BlockStack, find_block_stacks, parameters_after
-from .clusters import LayerCluster, find_clusters
+from .architectures import parameters_after
+from .clusters import LayerCluster
 from .config import PruningConfig
 from .cut import PendingCut, make_cut
 from .errors import MPrunerError
 from .metric import Metric, choose_metric, is_finite
-from .plan import PruningPlan, resolve_protected
+from .planner import Measure, RoundPlan, RoundPlanner
 from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime, SingleProcess
-from .similarity import SimilarityMatrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,19 +28,7 @@ if TYPE_CHECKING:
 # Metric values are sums of many floats; a drop of exactly the allowed size must not fail on the last bit.
 ROUNDING = 1e-9
 
-Measure = Callable[[list[BlockStack]], dict[str, SimilarityMatrix]]
 Evaluate = Callable[[], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """What the next round would do, in the numbering of the model as it is now."""
-
-    plan: PruningPlan
-    granularity: int
-    matrices: dict[str, SimilarityMatrix]
-    clusters: dict[str, list[LayerCluster]]
-    analysis_seconds: float
 
 
 class PruningEngine:
@@ -79,27 +66,15 @@ class PruningEngine:
         self.model = model
         self.config = config
         self.runtime = runtime or SingleProcess()
-        self._measure, self._evaluate = measure, evaluate
+        self._planner = RoundPlanner(model, config, measure)
+        self._evaluate = evaluate
         self._trains, self._snapshot_directory = trains, snapshot_directory
         self._metric_hint = metric_hint
         self._metric: Metric | None = None
         self._cut: PendingCut | None = None
         self._next: RoundPlan | None = None
-        self._measured: tuple[dict[str, SimilarityMatrix], float] | None = None
-        self._rejected: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
-
-        stacks = _selected(find_block_stacks(model), config.stacks)
-        depths = {stack.path: stack.depth for stack in stacks}
-        self._protected = resolve_protected(config.protect, depths)
-        free = {stack.path: set(stack.prunable) - self._protected[stack.path] - {0} for stack in stacks}
-        if not any(free.values()):
-            held = "; ".join(f"'{path}': protected {sorted(layers)}" for path, layers in self._protected.items())
-            raise ValueError(
-                f"Every layer that could go is protected or pinned ({held}). A cluster keeps its first layer, so "
-                "leave at least one layer after layer 0 out of protect."
-            )
         self.record = PruningRecord(
-            depths,
+            self._planner.depths,
             model_type=model.config.model_type,
             source_model=_hub_id(model),
             source_revision=getattr(model.config, "_commit_hash", None),
@@ -125,7 +100,8 @@ class PruningEngine:
         """Go on with the same record, e.g. in a second call of `Trainer.train`; what was measured is measured anew."""
         self.record.stopped = None
         self.record.granularity = self.config.granularity
-        self._forget_measurement()
+        self._next = None
+        self._planner.forget()
 
     def measure_baseline(self) -> None:
         """Evaluate the uncut model (the paper's acc_o); once, later calls do nothing."""
@@ -155,37 +131,12 @@ class PruningEngine:
         """Measure (unless nothing changed since) and plan the next round; `None` and `done` if there is none."""
         if self._next is not None or self.done:
             return self._next
-        if self.config.max_rounds is not None and len(self.record.rounds) >= self.config.max_rounds:
-            self.stop(f"max_rounds={self.config.max_rounds} reached")
-            return None
-        if all(len(layers) == 1 for layers in self.record.kept.values()):
-            self.stop("one layer is left in every stack")
-            return None
-        stacks = _selected(find_block_stacks(self.model), list(self.record.depths), missing_ok=True)
-        if self._measured is None:
-            started = time.perf_counter()
-            self._measured = (self._measure(stacks), time.perf_counter() - started)
-        matrices, seconds = self._measured
-        clusters = {
-            path: find_clusters(matrix, threshold=self.config.threshold, linkage=self.config.linkage)
-            for path, matrix in matrices.items()
-        }
-        if all(len(cluster.layers) == 1 for found in clusters.values() for cluster in found):
-            self.stop(f"no two neighbouring layers are alike at threshold {self.config.threshold:g}")
-            return None
-        protect = [f"{path}:{layer}" for path, layers in self._protected_now().items() for layer in layers]
-        for granularity in range(self.record.granularity, self.config.max_granularity + 1):
-            plan = PruningPlan.from_clusters(clusters, stacks, granularity, protect)
-            if plan.num_removed and _signature(plan) not in self._rejected:
-                self.record.granularity = granularity
-                self._next = RoundPlan(plan, granularity, matrices, clusters, seconds)
-                return self._next
-        self.stop(
-            f"rejected up to granularity {self.config.max_granularity}"
-            if self._rejected
-            else "the layers that are alike are protected or pinned"
-        )
-        return None
+        following = self._planner.plan(self.record)
+        if isinstance(following, str):
+            self.stop(following)
+        else:
+            self.record.granularity, self._next = following.granularity, following
+        return self._next
 
     def start_round(self, optimizer: Any = None, scheduler: Any = None, *, scaler: Any = None, step: int = 0) -> bool:
         """Measure, plan and cut.
@@ -251,9 +202,8 @@ class PruningEngine:
             MPrunerError: if no cut is pending.
         """
         round_, cut = self.record.pending, self._cut
-        if round_ is None or cut is None:
+        if round_ is None or cut is None or self._next is None:
             raise MPrunerError("No cut is waiting for a verdict: call start_round() first.")
-        following = self._next
         round_.recovery_seconds = time.perf_counter() - cut.started
         measured, metrics = self._evaluate_now()
         value = self._metric.read(metrics) if self._metric is not None and metrics is not None else None
@@ -266,11 +216,10 @@ class PruningEngine:
             cut.undo()
             round_.verdict = "rejected"
             self.record.granularity = round_.granularity + 1
-            if following is not None:
-                self._rejected.add(_signature(following.plan))
-        self._cut = self._next = None
+            self._planner.reject(self._next.plan)
         if accepted:
-            self._forget_measurement()
+            self._planner.forget()
+        self._cut = self._next = None
         self.runtime.after_edit()
         round_.after, round_.decided_at_step = measured, step
         if self.record.granularity > self.config.max_granularity:
@@ -309,38 +258,11 @@ class PruningEngine:
     def _size(self) -> Measurement:
         return Measurement(*parameters_after(self.model, {}))
 
-    def _protected_now(self) -> dict[str, list[int]]:
-        """Protected layers in the numbering of the model as it is."""
-        return {
-            path: [i for i, original in enumerate(layers) if original in self._protected[path]]
-            for path, layers in self.record.kept.items()
-        }
-
-    def _forget_measurement(self) -> None:
-        self._measured = self._next = None
-        self._rejected.clear()
-
-
-def _selected(stacks: list[BlockStack], paths: list[str] | None, *, missing_ok: bool = False) -> list[BlockStack]:
-    if paths is None:
-        return stacks
-    known = [stack.path for stack in stacks]
-    unknown = [path for path in paths if path not in known]
-    if unknown and not missing_ok:
-        raise ValueError(
-            f"stacks={unknown} are no block stacks of this model. Its stacks are: {', '.join(known)}; pass some of these."
-        )
-    return [stack for stack in stacks if stack.path in paths]
-
 
 def _hub_id(model: PreTrainedModel) -> str | None:
     # a path of this machine says nothing to whoever reads the plan elsewhere, so only Hub ids are recorded
     name = getattr(model.config, "_name_or_path", "") or ""
     return None if not name or Path(name).exists() or name.startswith(("/", ".", "~")) else name
-
-
-def _signature(plan: PruningPlan) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple(sorted(plan.kept.items()))
 
 
 def _original_clusters(

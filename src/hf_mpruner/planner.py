@@ -1,0 +1,131 @@
+"""What the next round of Algorithm 1 would cut: measured once, planned for ever coarser k until a cut is new."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .architectures import BlockStack, find_block_stacks
+from .clusters import LayerCluster, find_clusters
+from .config import PruningConfig
+from .plan import PruningPlan, resolve_protected
+from .record import PruningRecord
+from .similarity import SimilarityMatrix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Measure = Callable[[list[BlockStack]], dict[str, SimilarityMatrix]]
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What the next round would do, in the numbering of the model as it is now.
+
+    Args:
+        plan (`PruningPlan`): the layers that would stay.
+        granularity (`int`): the k it was planned with.
+        matrices (`dict[str, SimilarityMatrix]`): the evidence, by stack path.
+        clusters (`dict[str, list[LayerCluster]]`): found in them.
+        analysis_seconds (`float`): wall-clock time of measuring.
+    """
+
+    plan: PruningPlan
+    granularity: int
+    matrices: dict[str, SimilarityMatrix]
+    clusters: dict[str, list[LayerCluster]]
+    analysis_seconds: float
+
+
+class RoundPlanner:
+    """Plans rounds for one live model.
+
+    Args:
+        model (`PreTrainedModel`): read, not changed.
+        config (`PruningConfig`): what the user asked for.
+        measure: called with the live block stacks, returns a `SimilarityMatrix` for each path.
+
+    Attributes:
+        depths (`dict[str, int]`): for each stack that may be cut, the layers it has now.
+
+    Raises:
+        UnsupportedArchitectureError: if the model has no stack that can be cut.
+        ValueError: if the config names unknown stacks or layers, or protects every layer.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: PruningConfig, measure: Measure) -> None:
+        """Look at the model and the config; nothing is measured yet."""
+        self.model, self.config = model, config
+        self._measure = measure
+        self._measured: tuple[dict[str, SimilarityMatrix], float] | None = None
+        self._rejected: list[dict[str, tuple[int, ...]]] = []
+        stacks = _selected(find_block_stacks(model), config.stacks)
+        self.depths = {stack.path: stack.depth for stack in stacks}
+        self._protected = resolve_protected(config.protect, self.depths)
+        free = {stack.path: set(stack.prunable) - self._protected[stack.path] - {0} for stack in stacks}
+        if not any(free.values()):
+            held = "; ".join(f"'{path}': protected {sorted(layers)}" for path, layers in self._protected.items())
+            raise ValueError(
+                f"Every layer that could go is protected or pinned ({held}). A cluster keeps its first layer, so "
+                "leave at least one layer after layer 0 out of protect."
+            )
+
+    def plan(self, record: PruningRecord) -> RoundPlan | str:
+        """Plan the next round, from `record.granularity` on.
+
+        The model is measured only if it changed since. A cut that was rejected from this very model is not tried
+        again under a coarser k.
+
+        Returns:
+            `RoundPlan`, or in words why there is none.
+        """
+        if self.config.max_rounds is not None and len(record.rounds) >= self.config.max_rounds:
+            return f"max_rounds={self.config.max_rounds} reached"
+        if all(len(layers) == 1 for layers in record.kept.values()):
+            return "one layer is left in every stack"
+        # a stack that is down to one layer is no stack any more, so some may be missing
+        stacks = [stack for stack in find_block_stacks(self.model) if stack.path in self.depths]
+        if self._measured is None:
+            started = time.perf_counter()
+            self._measured = (self._measure(stacks), time.perf_counter() - started)
+        matrices, seconds = self._measured
+        clusters = {
+            path: find_clusters(matrix, threshold=self.config.threshold, linkage=self.config.linkage)
+            for path, matrix in matrices.items()
+        }
+        if all(len(cluster.layers) == 1 for found in clusters.values() for cluster in found):
+            return f"no two neighbouring layers are alike at threshold {self.config.threshold:g}"
+        protect = [
+            f"{path}:{live}"
+            for path, layers in record.kept.items()
+            for live, original in enumerate(layers)
+            if original in self._protected[path] and path in matrices
+        ]
+        for granularity in range(record.granularity, self.config.max_granularity + 1):
+            plan = PruningPlan.from_clusters(clusters, stacks, granularity, protect)
+            if plan.num_removed and plan.kept not in self._rejected:
+                return RoundPlan(plan, granularity, matrices, clusters, seconds)
+        if self._rejected:
+            return f"rejected up to granularity {self.config.max_granularity}"
+        return "the layers that are alike are protected or pinned"
+
+    def reject(self, plan: PruningPlan) -> None:
+        """Do not plan this cut again; the model is back as it was, so what was measured still holds."""
+        self._rejected.append(plan.kept)
+
+    def forget(self) -> None:
+        """The model changed: what was measured and rejected no longer holds."""
+        self._measured = None
+        self._rejected.clear()
+
+
+def _selected(stacks: list[BlockStack], paths: list[str] | None) -> list[BlockStack]:
+    known = [stack.path for stack in stacks]
+    unknown = [path for path in paths or [] if path not in known]
+    if unknown:
+        raise ValueError(
+            f"stacks={unknown} are no block stacks of this model. Its stacks are: {', '.join(known)}; pass some of these."
+        )
+    return [stack for stack in stacks if paths is None or stack.path in paths]
