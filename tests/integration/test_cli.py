@@ -208,6 +208,15 @@ def test_interrupt_and_unforeseen_errors(monkeypatch, run):
         main(["inspect", "m"])
 
 
+def test_a_reader_that_leaves_is_no_failure(world):
+    command = [sys.executable, "-m", "hf_mpruner", "inspect", world / "bert"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        talk = process.stderr.read()
+    assert process.returncode == 0
+    assert "BrokenPipe" not in talk
+
+
 def test_verbosity_of_transformers_is_put_back(world, run):
     from transformers.utils import logging as chatter
 

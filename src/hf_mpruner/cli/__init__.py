@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not while the interpreter shuts down
+        return code
     except SystemExit as stop:  # argparse ends --help and wrong use this way
         return int(stop.code or 0)
     except KeyboardInterrupt:
