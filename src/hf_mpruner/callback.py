@@ -7,36 +7,29 @@ backward pass is in flight there, and the gradients are empty.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import DefaultFlowCallback, ProgressCallback
 
 from .config import PruningConfig
-from .data import calibration_loader
 from .engine import PruningEngine
 from .errors import MPrunerError
-from .features import measure_similarity
-from .metric import strip_prefix
 from .optimizer import check_optimizer
 from .preflight import check_trainer, steps_per_epoch
 from .record import PruningRecord, Round
 from .report import PruningReport
-from .runtime import detect_runtime, keep_rng_state
+from .runtime import detect_runtime
+from .workbench import PREFIX, Workbench, trained_model
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-    from .architectures import BlockStack
     from .plan import PruningPlan
-    from .similarity import SimilarityMatrix
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "mpruner"
+NOT_BEGUN = "The pruning run has not begun: call trainer.train() first."
 NOT_ATTACHED = (
     "LayerPruningCallback is not attached to a Trainer. Add it with\n"
     "    trainer.add_callback(LayerPruningCallback(trainer, config))\n"
@@ -80,7 +73,7 @@ class LayerPruningCallback(TrainerCallback):
         self.calibration = calibration
         self.engine: PruningEngine | None = None
         self._trainer: Trainer | None = None
-        self._loader: Any = None
+        self._bench: Workbench | None = None
         self._recovered_epochs = 0
         self._best: tuple[Any, Any, Any] = (None, None, None)
         if trainer is not None:
@@ -125,22 +118,24 @@ class LayerPruningCallback(TrainerCallback):
         """Check everything that can be checked before any work is done."""
         trainer = self._bound(state)
         runtime = detect_runtime(trainer)
-        check_optimizer(trainer.model, kwargs["optimizer"])
+        check_optimizer(trained_model(trainer), kwargs["optimizer"])
         check_trainer(trainer, self.config, state, kwargs["train_dataloader"])
         if self.engine is not None and self.engine.model is trainer.model:
             self.engine.reopen()
             return
+        bench = Workbench(trainer, self.config, self.calibration)
         self.engine = PruningEngine(
-            trainer.model,
+            trained_model(trainer),
             self.config,
-            measure=self._measure,
-            evaluate=self._evaluate,
+            measure=bench.measure,
+            evaluate=bench.evaluate,
             runtime=runtime,
             trains=self.config.recovery_epochs > 0,
             snapshot_directory=Path(args.output_dir or "."),
             metric_hint=((args.metric_for_best_model or "").removeprefix("eval_") or None, args.greater_is_better),
         )
-        self.engine.record.calibration = self._prepare_calibration(trainer, args)
+        self.engine.record.calibration = bench.prepare_calibration()
+        self._bench = bench
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -175,7 +170,7 @@ class LayerPruningCallback(TrainerCallback):
                 engine.stop("no epochs are left for another round")
             elif not engine.done:
                 # the weights do not change until the next epoch begins, so its round can be planned now
-                with self._aside():
+                with self._workbench().aside():
                     engine.plan_round()
             control.should_training_stop = control.should_training_stop or engine.done
 
@@ -200,17 +195,17 @@ class LayerPruningCallback(TrainerCallback):
     def _start_round(self, state: TrainerState, optimizer: Any, scheduler: Any) -> bool:
         engine = self._started()
         best = (state.best_metric, state.best_global_step, state.best_model_checkpoint)
-        with self._aside():
+        with self._workbench().aside():
             scaler = self._bound().accelerator.scaler
             cut = engine.start_round(optimizer, scheduler, scaler=scaler, step=state.global_step)
         if cut:
             self._best = best
-            self._log(self._facts(engine.record.rounds[-1]))
+            self._workbench().log(self._facts(engine.record.rounds[-1]))
         return cut
 
     def _decide(self, state: TrainerState) -> None:
         engine = self._started()
-        with self._aside():
+        with self._workbench().aside():
             round_ = engine.decide(step=state.global_step)
         if round_.verdict == "rejected":
             best = self._best
@@ -226,7 +221,7 @@ class LayerPruningCallback(TrainerCallback):
             facts[f"{PREFIX}_{engine.record.metric}"] = round_.after.metric
         if round_.drop is not None:
             facts[f"{PREFIX}_drop"] = round_.drop
-        self._log(facts)
+        self._workbench().log(facts)
         logger.info("Round %d %s: %s", round_.number, round_.verdict, round_.reason)
 
     def _facts(self, round_: Round) -> dict[str, float]:
@@ -236,69 +231,6 @@ class LayerPruningCallback(TrainerCallback):
             f"{PREFIX}_layers": layers,
             f"{PREFIX}_parameters": round_.after.parameters,
         }
-
-    def _log(self, facts: Mapping[str, float]) -> None:
-        trainer = self._bound()
-        with _keep_control(trainer):
-            trainer.log(dict(facts))
-
-    def _measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
-        trainer = self._bound()
-        return measure_similarity(
-            trainer.model,
-            self._loader,
-            stacks,
-            protocol=self.config.protocol,
-            show_progress=False if trainer.args.disable_tqdm else None,
-        )
-
-    def _evaluate(self) -> dict[str, float]:
-        trainer = self._bound()
-        return strip_prefix(trainer.evaluate(metric_key_prefix=PREFIX), PREFIX)
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Measure and evaluate beside the run: its random state, control flags, log and other callbacks see nothing.
-
-        `Trainer.evaluate` clears `control.should_evaluate` and `should_log`, calls every callback's `on_evaluate`
-        (early stopping counts those) and writes to the log history.
-        """
-        trainer = self._bound()
-        handler, history = trainer.callback_handler, trainer.state.log_history
-        everyone, logged = handler.callbacks, len(history)
-        handler.callbacks = [cb for cb in everyone if isinstance(cb, DefaultFlowCallback | ProgressCallback)]
-        try:
-            with keep_rng_state(), _keep_control(trainer):
-                yield
-        finally:
-            handler.callbacks = everyone
-            del history[logged:]
-
-    def _prepare_calibration(self, trainer: Trainer, args: TrainingArguments) -> dict[str, Any]:
-        """Build the calibration batches the way the Trainer builds its own; returns the facts for the record."""
-        given = self.calibration if self.calibration is not None else trainer.eval_dataset
-        if isinstance(given, dict):
-            given = next(iter(given.values()))
-        judges = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
-        same = any(given is judge for judge in judges)
-        if same:
-            logger.warning(
-                "The same examples choose the layers and judge the result: similarity is measured on a sample of the "
-                "evaluation set. For an unbiased verdict pass LayerPruningCallback(trainer, config, "
-                "calibration=other_dataset), a part of the training set for instance."
-            )
-        with keep_rng_state():
-            # public, and it does what the Trainer does: drops columns that the model does not take, picks the collator
-            like_trainer = trainer.get_test_dataloader(given) if _is_dataset(given) else None
-            self._loader = calibration_loader(
-                given if like_trainer is None else like_trainer.dataset,
-                collate_fn=None if like_trainer is None else like_trainer.collate_fn,
-                num_samples=self.config.calibration_samples,
-                batch_size=self.config.calibration_batch_size,
-                seed=self.config.seed,
-                model=trainer.model,
-            )
-        return {"source": "sample of the evaluation set" if same else "given by the user"}
 
     def _bound(self, state: TrainerState | None = None) -> Trainer:
         if self._trainer is None:
@@ -319,21 +251,10 @@ class LayerPruningCallback(TrainerCallback):
 
     def _started(self) -> PruningEngine:
         if self.engine is None:
-            raise MPrunerError("The pruning run has not begun: call trainer.train() first.")
+            raise MPrunerError(NOT_BEGUN)
         return self.engine
 
-
-def _is_dataset(data: Any) -> bool:
-    from torch.utils.data import DataLoader, IterableDataset
-
-    return not isinstance(data, DataLoader) and (hasattr(data, "__getitem__") or isinstance(data, IterableDataset))
-
-
-@contextmanager
-def _keep_control(trainer: Trainer) -> Iterator[None]:
-    """`Trainer.evaluate` and `Trainer.log` reset the flags that the rest of the step depends on."""
-    flags = dict(vars(trainer.control))
-    try:
-        yield
-    finally:
-        vars(trainer.control).update(flags)
+    def _workbench(self) -> Workbench:
+        if self._bench is None:
+            raise MPrunerError(NOT_BEGUN)
+        return self._bench

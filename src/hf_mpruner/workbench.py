@@ -1,0 +1,132 @@
+"""Measure and evaluate beside a running Trainer, so that the run itself sees nothing of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from torch.utils.data import DataLoader, IterableDataset
+from transformers.trainer_callback import DefaultFlowCallback, ProgressCallback
+
+from .config import PruningConfig
+from .data import calibration_loader
+from .features import measure_similarity
+from .metric import strip_prefix
+from .runtime import keep_rng_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+    from .architectures import BlockStack
+    from .similarity import SimilarityMatrix
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "mpruner"
+
+
+class Workbench:
+    """What the engine needs of a Trainer: similarities on calibration data, values of an evaluation, a place to log.
+
+    Args:
+        trainer (`Trainer`): training, or about to.
+        config (`PruningConfig`): what the user asked for.
+        calibration (*optional*): data to measure on; by default a sample of the Trainer's evaluation set.
+    """
+
+    def __init__(self, trainer: Trainer, config: PruningConfig, calibration: Any = None) -> None:
+        """Remember what was given."""
+        self.trainer, self.config, self.calibration = trainer, config, calibration
+        self._loader: Any = None
+
+    def prepare_calibration(self) -> dict[str, Any]:
+        """Build the calibration batches the way the Trainer builds its own.
+
+        Returns:
+            `dict`: facts for the record.
+
+        Raises:
+            CalibrationError: if there are no examples.
+        """
+        trainer = self.trainer
+        given = self.calibration if self.calibration is not None else trainer.eval_dataset
+        if isinstance(given, dict):
+            given = next(iter(given.values()))
+        judges = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
+        same = any(given is judge for judge in judges)
+        if same:
+            logger.warning(
+                "The same examples choose the layers and judge the result: similarity is measured on a sample of the "
+                "evaluation set. For an unbiased verdict pass LayerPruningCallback(trainer, config, "
+                "calibration=other_dataset), a part of the training set for instance."
+            )
+        with keep_rng_state():
+            # public, and it does what the Trainer does: drops columns that the model does not take, picks the collator
+            like_trainer = trainer.get_test_dataloader(cast(Any, given)) if _is_dataset(given) else None
+            self._loader = calibration_loader(
+                given if like_trainer is None else like_trainer.dataset,
+                collate_fn=None if like_trainer is None else like_trainer.collate_fn,
+                num_samples=self.config.calibration_samples,
+                batch_size=self.config.calibration_batch_size,
+                seed=self.config.seed,
+                model=trained_model(trainer),
+            )
+        return {"source": "sample of the evaluation set" if same else "given by the user"}
+
+    def measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
+        """Similarity of all pairs of layers of each stack."""
+        return measure_similarity(
+            trained_model(self.trainer),
+            self._loader,
+            stacks,
+            protocol=self.config.protocol,
+            show_progress=False if self.trainer.args.disable_tqdm else None,
+        )
+
+    def evaluate(self) -> dict[str, float]:
+        """The Trainer's own evaluation, keys without prefix."""
+        return strip_prefix(self.trainer.evaluate(metric_key_prefix=PREFIX), PREFIX)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Measure and evaluate beside the run: its random state, control flags, log and other callbacks see nothing.
+
+        `Trainer.evaluate` clears `control.should_evaluate` and `should_log`, calls every callback's `on_evaluate`
+        (early stopping counts those) and writes to the log history.
+        """
+        trainer = self.trainer
+        handler, history = trainer.callback_handler, trainer.state.log_history
+        everyone, logged = handler.callbacks, len(history)
+        handler.callbacks = [cb for cb in everyone if isinstance(cb, DefaultFlowCallback | ProgressCallback)]
+        try:
+            with keep_rng_state(), _keep_control(trainer):
+                yield
+        finally:
+            handler.callbacks = everyone
+            del history[logged:]
+
+    def log(self, facts: Mapping[str, float]) -> None:
+        """Log through the Trainer: history, progress bar, TensorBoard and whatever else is on."""
+        with _keep_control(self.trainer):
+            self.trainer.log(dict(facts))
+
+
+def trained_model(trainer: Trainer) -> PreTrainedModel:
+    """The model that a Trainer trains, without its wrappers."""
+    return cast("PreTrainedModel", trainer.model)
+
+
+def _is_dataset(data: Any) -> bool:
+    return not isinstance(data, DataLoader) and (hasattr(data, "__getitem__") or isinstance(data, IterableDataset))
+
+
+@contextmanager
+def _keep_control(trainer: Trainer) -> Iterator[None]:
+    """`Trainer.evaluate` and `Trainer.log` reset the flags that the rest of the step depends on."""
+    flags = dict(vars(trainer.control))
+    try:
+        yield
+    finally:
+        vars(trainer.control).update(flags)
