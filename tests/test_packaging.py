@@ -17,6 +17,7 @@ SETUP = configparser.RawConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 # Where the name to import is not the name to install.
 INSTALLED_AS = {"PIL": "pillow"}
+USER_EXTRAS = ("plots", "vision", "peft", "evaluate")
 
 
 def read_requirements(section: str, key: str) -> dict[str, str]:
@@ -39,7 +40,7 @@ def find_foreign_imports() -> set[str]:
 
 def test_every_import_is_declared() -> None:
     declared = set(read_requirements("options", "install_requires"))
-    for extra in ("plots", "vision", "peft", "evaluate"):
+    for extra in USER_EXTRAS:
         declared |= set(read_requirements("options.extras_require", extra))
     assert {INSTALLED_AS.get(name, name) for name in find_foreign_imports()} <= declared
 
@@ -59,6 +60,16 @@ def test_every_hook_is_pinned() -> None:
     lines = re.findall(r"additional_dependencies: \[(.*)\]", (ROOT / ".pre-commit-config.yaml").read_text())
     assert lines
     assert all("==" in line or line == "*hooks" for line in lines)
+
+
+def test_readme_lists_what_is_declared() -> None:
+    rows = re.findall(
+        r"^\| (\w+)(?: \(extra `\w+`\))? \| ([<>=][^|]*) \|", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    declared = {"python": SETUP["options"]["python_requires"], **read_requirements("options", "install_requires")}
+    for extra in USER_EXTRAS:
+        declared |= read_requirements("options.extras_require", extra)
+    assert dict(rows) == declared
 
 
 def test_the_changelog_ends_at_this_version() -> None:
