@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .architectures import BlockStack, parameters_after
 from .clusters import LayerCluster
+from .config import resolve_protected
 from .errors import PlanMismatchError
 from .storage import write_json
 
@@ -294,33 +295,6 @@ class PruningPlan:
             f"{path}: {stack.depth} -> {len(stack.kept)} layers, without {_ranges(stack.removed)}"
             for path, stack in self.stacks.items()
         )
-
-
-def resolve_protected(protect: Sequence[int | str], depths: Mapping[str, int]) -> dict[str, set[int]]:
-    """Layers to protect for each stack path, from entries like `0`, `-1` or `"encoder.block:0"`.
-
-    Raises:
-        ValueError: if an entry names an unknown stack or a layer that no stack has.
-
-    Example:
-        >>> resolve_protected([-1, "decoder:0"], {"encoder": 4, "decoder": 6})
-        {'encoder': {3}, 'decoder': {0, 5}}
-    """
-    protected: dict[str, set[int]] = {path: set() for path in depths}
-    for entry in protect:
-        path, _, number = str(entry).rpartition(":")
-        if path and path not in depths:
-            raise ValueError(
-                f"protect entry {entry!r}: '{path}' is no block stack. The stacks are: {_quoted(depths)}."
-            )
-        targets = [path] if path else list(depths)
-        hits = [target for target in targets if -depths[target] <= int(number) < depths[target]]
-        if not hits:
-            sizes = ", ".join(f"'{target}' has {depths[target]} layers" for target in targets)
-            raise ValueError(f"protect entry {entry!r} names no layer: {sizes}, numbered from 0 (-1 is the last).")
-        for target in hits:
-            protected[target].add(int(number) % depths[target])
-    return protected
 
 
 def _download_plan(repo_id: str, revision: str | None) -> Path:

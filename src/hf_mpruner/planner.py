@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from .architectures import BlockStack, find_block_stacks
 from .clusters import LayerCluster, find_clusters
-from .config import PruningConfig
-from .plan import PruningPlan, resolve_protected
+from .config import PruningConfig, resolve_protected
+from .plan import PruningPlan
 from .record import PruningRecord
 from .similarity import SimilarityMatrix
 

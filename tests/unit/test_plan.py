@@ -9,8 +9,9 @@ import torch
 
 from hf_mpruner.architectures import BlockStack, ConfigField
 from hf_mpruner.clusters import LayerCluster, find_clusters
+from hf_mpruner.config import resolve_protected
 from hf_mpruner.errors import PlanMismatchError
-from hf_mpruner.plan import PLAN_NAME, PruningPlan, StackPlan, resolve_protected
+from hf_mpruner.plan import PLAN_NAME, PruningPlan, StackPlan
 
 ENCODER = BlockStack("encoder.block", "T5Block", 6, ConfigField("num_layers"), pinned={0: "it owns the bias"})
 DECODER = BlockStack("decoder.block", "T5Block", 4, ConfigField("num_decoder_layers"))
