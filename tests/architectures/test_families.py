@@ -352,6 +352,8 @@ def test_every_cut_is_exact(family: Family, class_name: str, tmp_path: Any, weig
     trained = gradient_names(model, inputs)
     found = examine(model)
     cuts = list(find_cuts(found.stacks))
+    if class_name != next(iter(family.classes)):
+        cuts = [cuts[0], cuts[-1]]  # the other classes of a family share its blocks
     for number, kept in enumerate(cuts):
         with skipped(model, kept):
             expected = run(model, inputs)

@@ -92,8 +92,7 @@ def compare_builds(
         `tuple[list[ValueEdit], list[Difference]]`: attributes that follow the cut (positions, copies of the count),
         and what else differs, the gravest first. The cut is right if the second list is empty.
     """
-    edits: list[ValueEdit] = []
-    differences: list[Difference] = []
+    comparison = _Comparison(cuts)
     unmatched = dict(new)
     for path, before in old.items():
         stack, layer, name, renumbered = _locate(path, cuts)
@@ -101,20 +100,16 @@ def compare_builds(
             continue
         after = unmatched.pop(renumbered, None)
         if after is None:
-            differences.append(Difference("extra", stack, layer, name, before.kind, None))
+            comparison.differences.append(Difference("extra", stack, layer, name, before.kind, None))
         elif before != after:
-            place = (stack, layer, name)
-            if layer < 0 and before.kind == after.kind and before.computed and _holds_less(before, after):
-                edits += _follow(path, before, after)
-                continue
-            _compare_tensors(before, after, place, differences)
-            _compare_values(path, before, after, place, cuts, edits, differences)
-    restored = {path: StackCut(len(cut.kept), cut.kept) for path, cut in cuts.items()}
+            comparison.compare(path, (stack, layer, name), before, after)
     for path, after in unmatched.items():
-        stack, layer, name = _locate_new(path, restored)
+        stack, layer, name = _locate_new(path, cuts)
         for tensor, shape in (after.tensors or {"": None}).items():
-            differences.append(Difference("lacks", stack, layer, f"{name}.{tensor}".strip("."), None, shape))
-    return edits, sorted(differences, key=lambda found: (_SEVERITY[found.kind], found.old is found.new))
+            full = f"{name}.{tensor}".strip(".")
+            comparison.differences.append(Difference("lacks", stack, layer, full, None, shape))
+    gravest_first = sorted(comparison.differences, key=lambda found: (_SEVERITY[found.kind], found.old is found.new))
+    return comparison.edits, gravest_first
 
 
 def renumber(path: str, cuts: Mapping[str, StackCut]) -> str | None:
@@ -135,38 +130,39 @@ def renumber(path: str, cuts: Mapping[str, StackCut]) -> str | None:
     return _locate(path, cuts)[3]
 
 
-def _compare_tensors(
-    before: ModuleDescription, after: ModuleDescription, place: tuple[str, int, str], differences: list[Difference]
-) -> None:
-    stack, layer, path = place
-    for tensor in {**before.tensors, **after.tensors}:
-        a, b = before.tensors.get(tensor), after.tensors.get(tensor)
-        if a != b:
-            kind = "lacks" if a is None else "extra" if b is None else "shape"
-            differences.append(Difference(kind, stack, layer, f"{path}.{tensor}".strip("."), a, b))
+class _Comparison:
+    """What was found so far, module by module."""
 
+    def __init__(self, cuts: Mapping[str, StackCut]) -> None:
+        self.cuts = cuts
+        self.edits: list[ValueEdit] = []
+        self.differences: list[Difference] = []
 
-def _compare_values(
-    path: str,
-    before: ModuleDescription,
-    after: ModuleDescription,
-    place: tuple[str, int, str],
-    cuts: Mapping[str, StackCut],
-    edits: list[ValueEdit],
-    differences: list[Difference],
-) -> None:
-    stack, layer, inner = place
-    if before.kind != after.kind:
-        kinds = (kind.rpartition(".")[2] for kind in (before.kind, after.kind))
-        differences.append(Difference("class", stack, layer, inner, *kinds))
-    for name in {**before.values, **after.values}:
-        a, b = before.values.get(name, ABSENT), after.values.get(name, ABSENT)
-        if a == b:
-            continue
-        if name in POSITION_ATTRIBUTES or (layer < 0 and _is_count_copy(a, b, cuts)):
-            edits.append(ValueEdit(path, name, a, b))
-        else:
-            differences.append(Difference("value", stack, layer, f"{inner}.{name}".strip("."), a, b))
+    def compare(
+        self, path: str, place: tuple[str, int, str], before: ModuleDescription, after: ModuleDescription
+    ) -> None:
+        """Compare one module that is not equal in the two builds."""
+        stack, layer, inner = place
+        outside = layer < 0
+        if outside and before.kind == after.kind and before.computed and _holds_less(before, after):
+            self.edits += _follow(path, before, after)
+            return
+        for name in {**before.tensors, **after.tensors}:
+            a, b = before.tensors.get(name), after.tensors.get(name)
+            if a != b:
+                kind = "lacks" if a is None else "extra" if b is None else "shape"
+                self.differences.append(Difference(kind, stack, layer, f"{inner}.{name}".strip("."), a, b))
+        if before.kind != after.kind:
+            kinds = (kind.rpartition(".")[2] for kind in (before.kind, after.kind))
+            self.differences.append(Difference("class", stack, layer, inner, *kinds))
+        for name in {**before.values, **after.values}:
+            a, b = before.values.get(name, ABSENT), after.values.get(name, ABSENT)
+            if a == b:
+                continue
+            if name in POSITION_ATTRIBUTES or (outside and _is_count_copy(a, b, self.cuts)):
+                self.edits.append(ValueEdit(path, name, a, b))
+            else:
+                self.differences.append(Difference("value", stack, layer, f"{inner}.{name}".strip("."), a, b))
 
 
 def _holds_less(before: ModuleDescription, after: ModuleDescription) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -81,7 +81,7 @@ def prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Seq
         )
     _check_sharing(model, blueprint, cuts)
     configs = tuple(_config_edits(model, blueprint, shortened, cuts))
-    return CutProof(cuts, tuple(values), configs)
+    return CutProof(cuts, tuple(_with_raw_values(edit, blueprint, shortened, cuts) for edit in values), configs)
 
 
 def check_kept(stacks: Sequence[BlockStack], kept: Mapping[str, Sequence[int]]) -> dict[str, StackCut]:
@@ -98,6 +98,7 @@ def check_kept(stacks: Sequence[BlockStack], kept: Mapping[str, Sequence[int]]) 
         PlanMismatchError: an unknown stack; or layers that are none, repeated, unsorted or out of range.
 
     Example:
+        >>> from hf_mpruner.architectures import ConfigField
         >>> check_kept([BlockStack("h", "GPT2Block", 3, ConfigField("n_layer"))], {"h": [0, 2]})
         {'h': StackCut(depth=3, kept=(0, 2))}
     """
@@ -133,6 +134,15 @@ def _check_sharing(model: PreTrainedModel, blueprint: Blueprint, cuts: Mapping[s
         raise UnsupportedArchitectureError(
             f"{blueprint.name}: {leaving[identity]!r} would be removed, but {staying[identity]!r} is the same parameter."
         )
+
+
+def _with_raw_values(
+    edit: ValueEdit, blueprint: Blueprint, shortened: PreTrainedModel, cuts: Mapping[str, StackCut]
+) -> ValueEdit:
+    """The edit with the attribute as the shortened build has it: descriptions turn lists into tuples."""
+    after = vars(shortened.get_submodule(renumber(edit.path, cuts) or ""))
+    before = vars(blueprint.reference.get_submodule(edit.path))
+    return replace(edit, old=before.get(edit.name, edit.old), new=after.get(edit.name, edit.new))
 
 
 def _config_edits(
