@@ -414,6 +414,16 @@ def test_prune_images_in_a_process_keeps_stdout_for_data(world, tmp_path):
     assert AutoModelForImageClassification.from_pretrained(out).config.num_hidden_layers == 1
 
 
+def test_the_same_examples_that_choose_and_judge_are_pointed_out(world, tmp_path, run):
+    words = ["prune", world / "bert", "--dataset", world / "text", *EAGER, "--recovery_epochs", 0, "--output_dir"]
+    assert (
+        "Warning: 'train' judges and is also used before" in run(*words, tmp_path / "a", "--eval_split", "train").err
+    )
+    result = run(*words, tmp_path / "b")
+    assert "similarity is measured on 32 examples, 16 judge." in result.err
+    assert "Warning" not in result.err
+
+
 def test_prune_trains_a_new_head_first(world, tmp_path, run):
     from transformers import AutoModelForSequenceClassification
 

@@ -203,6 +203,14 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
     train = ready(inputs.train) if trains else None
     sample = draw_sample(inputs.calibration, config.calibration_samples, config.seed)
     calibration = ready(sample, dataclasses.replace(inputs.columns, label=None))
+    parts = [f"similarity is measured on {len(calibration):,} examples", f"{len(judge):,} judge"]
+    say(args, ", ".join([*([f"{len(train):,} train"] if trains else []), *parts]) + ".")
+    if args.eval_split in (args.train_split if trains else None, args.calibration_split or args.train_split):
+        say(
+            args,
+            f"Warning: '{args.eval_split}' judges and is also used before. For an unbiased verdict name another part "
+            "with --eval_split.",
+        )
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             args, config, inputs.model, inputs.processing_class, train=train, judge=judge, folder=folder
