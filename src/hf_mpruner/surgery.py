@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -149,7 +150,7 @@ class ModelEdit:
         return list({id(parameter): parameter for parameter in gone}.values())
 
     def apply(self) -> None:
-        """Cut the model.
+        """Cut the model. Warns (`UserWarning`) if transformers cannot generate with a cache any more.
 
         Raises:
             RuntimeError: the edit was applied before, or the model changed since it was made; the model is as it was.
@@ -165,6 +166,8 @@ class ModelEdit:
                 step.undo()
             self._state = "prepared"
             raise
+        if self.proof.warning:
+            warnings.warn(self.proof.warning, stacklevel=2)
 
     def undo(self) -> None:
         """Make the model what it was: the same module objects in the same places, the same config and list objects.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import (
     BartConfig,
+    BartForConditionalGeneration,
     BartModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -17,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from hf_mpruner.architectures import examine, find_block_stacks
@@ -319,3 +322,46 @@ def test_a_cut_model_generates_with_its_cache():
     )
     assert len(model(prompt, use_cache=True).past_key_values) == 2
     assert len(whole.transformer.h) == 5
+
+
+def test_an_encoder_shorter_than_the_decoder_warns_where_transformers_cannot_generate(t5):
+    t5.generation_config.decoder_start_token_id = 0
+    prompt = {"input_ids": torch.tensor([[1, 2, 3]]), "max_new_tokens": 2}
+    edit = ModelEdit(t5, {"encoder.block": [0, 1]})
+    with pytest.warns(
+        UserWarning, match=r"for 2 layers, the length of the encoder, but the decoder has 3: it will fail"
+    ):
+        edit.apply()
+    with pytest.raises(IndexError):  # when this stops failing, the warning has served its time
+        t5.generate(**prompt)
+    t5.generate(**prompt, use_cache=False)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_shorter_encoder_is_no_problem_for_other_models(t5):
+    ModelEdit(t5, {"encoder.block": [0, 1], "decoder.block": [0, 2]}).apply()
+    config = BartConfig(
+        encoder_layers=3,
+        decoder_layers=2,
+        d_model=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        vocab_size=9,
+    )
+    model = BartForConditionalGeneration(config)
+    ModelEdit(model, {"model.encoder.layers": [0]}).apply()
+    model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, decoder_start_token_id=1)
+
+
+def test_the_heads_that_time_whispers_words_keep_their_layers():
+    sizes = {"encoder_layers": 2, "decoder_layers": 4, "d_model": 16, "encoder_attention_heads": 2, "vocab_size": 9}
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    model = WhisperForConditionalGeneration(WhisperConfig(**sizes, **tokens, decoder_attention_heads=2))
+    heads = model.generation_config.alignment_heads = [[1, 0], [2, 1], [3, 0]]
+    edit = ModelEdit(model, {"model.decoder.layers": [0, 2, 3]})
+    edit.apply()
+    assert model.generation_config.alignment_heads == [[1, 1], [2, 0]]
+    edit.undo()
+    assert model.generation_config.alignment_heads is heads
+    ModelEdit(model, {"model.decoder.layers": [0]}).apply()
+    assert not hasattr(model.generation_config, "alignment_heads")  # generate() then says what is missing

@@ -12,8 +12,10 @@ from ..errors import PlanMismatchError, UnsupportedArchitectureError
 from .blueprint import Blueprint
 from .compare import StackCut, ValueEdit, compare_builds, renumber
 from .find import Examination
-from .reference import config_nodes, describe_modules
+from .generation import find_cache_problem
+from .reference import ABSENT, config_nodes, describe_modules
 from .rewrite import diff_configs, shorten_config
+from .rules import GENERATION_PAIRS
 from .stack import BlockStack
 
 
@@ -23,11 +25,11 @@ class ConfigEdit:
 
     Args:
         path (`str`): path of a module that holds the config, in the numbering before the cut.
-        holder (`str`): the attribute of that module, nearly always `"config"`.
+        holder (`str`): the attribute of that module, nearly always `"config"`, else `"generation_config"`.
         node (`str`): dotted path from there to the config node.
         name (`str`): raw attribute name.
         old: value before the cut, as a saved and reloaded config has it.
-        new: value after the cut.
+        new: value after the cut; `ABSENT` if the attribute goes.
     """
 
     path: str
@@ -46,11 +48,13 @@ class CutProof:
         cuts (`dict[str, StackCut]`): by stack path, what stays.
         values (`tuple[ValueEdit, ...]`): layer positions and copies of the count to write.
         configs (`tuple[ConfigEdit, ...]`): config attributes to write, for every distinct config object.
+        warning (`str`, *optional*): something that transformers cannot do with the cut model.
     """
 
     cuts: dict[str, StackCut]
     values: tuple[ValueEdit, ...]
     configs: tuple[ConfigEdit, ...]
+    warning: str | None = None
 
 
 def prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Sequence[int]]) -> CutProof:
@@ -80,8 +84,9 @@ def prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Seq
             + ". The model was not changed. find_block_stacks(model) says which layers are pinned, and why."
         )
     _check_sharing(model, blueprint, cuts)
-    configs = tuple(_config_edits(model, blueprint, shortened, cuts))
-    return CutProof(cuts, tuple(_with_raw_values(edit, blueprint, shortened, cuts) for edit in values), configs)
+    configs = (*_config_edits(model, blueprint, shortened, cuts), *_generation_edits(model, found.stacks, cuts))
+    edits = tuple(_with_raw_values(edit, blueprint, shortened, cuts) for edit in values)
+    return CutProof(cuts, edits, configs, find_cache_problem(blueprint.reference, shortened))
 
 
 def check_kept(stacks: Sequence[BlockStack], kept: Mapping[str, Sequence[int]]) -> dict[str, StackCut]:
@@ -161,3 +166,18 @@ def _config_edits(
             before = vars(blueprint.reference.get_submodule(path))[holder]
             for change in diff_configs(before, vars(shortened.get_submodule(after))[holder]):
                 yield ConfigEdit(path, holder, change.node, change.name, change.old, change.new)
+
+
+def _generation_edits(
+    model: PreTrainedModel, stacks: Sequence[BlockStack], cuts: Mapping[str, StackCut]
+) -> Iterator[ConfigEdit]:
+    """Renumber what the generation config says about single layers; entries of removed layers go."""
+    generation = vars(model.generation_config) if getattr(model, "generation_config", None) else {}
+    for name, (count, _) in GENERATION_PAIRS.items():
+        for stack in stacks:
+            cut = cuts.get(stack.path)
+            if cut is None or stack.count.name != count or not generation.get(name):
+                continue
+            left = [[cut.kept.index(layer), *rest] for layer, *rest in generation[name] if layer in cut.kept]
+            if left != generation[name]:
+                yield ConfigEdit("", "generation_config", "", name, generation[name], left or ABSENT)

@@ -86,3 +86,8 @@ TAPS: Mapping[str, tuple[str, str]] = {
     "audio_feature_layer": ("audio", "the hidden state of the audio tower that the projector reads"),
 }
 """Values of an enclosing config that point into a tower, as (part of the tower's node path, reason)."""
+
+GENERATION_PAIRS: Mapping[str, tuple[str, str]] = {
+    "alignment_heads": ("decoder_layers", "[layer, head] pairs whose cross-attention gives Whisper's word timestamps"),
+}
+"""Fields of the generation config that hold [layer, ...] entries, as (name of the stack's count, reason)."""
