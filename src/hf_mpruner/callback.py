@@ -102,6 +102,10 @@ class LayerPruningCallback(TrainerCallback):
         """
         return self._started().record
 
+    def rollback(self) -> None:
+        """After an interrupted training: put the model back as it was before a cut that has no verdict yet."""
+        self._started().rollback()
+
     @property
     def report(self) -> PruningReport:
         """Sizes, metrics and verdicts of every round."""
@@ -121,6 +125,7 @@ class LayerPruningCallback(TrainerCallback):
         check_optimizer(trained_model(trainer), kwargs["optimizer"])
         check_trainer(trainer, self.config, state, kwargs["train_dataloader"])
         if self.engine is not None and self.engine.model is trainer.model:
+            self.engine.rollback()  # of a training that was interrupted between a cut and its verdict
             self.engine.reopen()
             return
         bench = Workbench(trainer, self.config, self.calibration)

@@ -226,6 +226,16 @@ class PruningEngine:
             self.stop(f"rejected at granularity {round_.granularity}, the coarsest allowed")
         return round_
 
+    def rollback(self) -> None:
+        """Take a pending cut back without a verdict, e.g. after an interrupted training; without one, do nothing."""
+        if self._cut is None:
+            return
+        self.runtime.before_edit()
+        self._cut.undo()
+        self.runtime.after_edit()
+        self._cut = self._next = None
+        self.record.rounds.pop()
+
     def _judge(self, round_: Round, value: float | None) -> bool:
         if (
             self._metric is None

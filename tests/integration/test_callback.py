@@ -259,6 +259,33 @@ def test_a_second_training_goes_on_with_the_same_record(make_trainer):
     assert callback.plan.stacks[STACK].depth == 4
 
 
+@pytest.mark.parametrize("ask", [True, False], ids=["rollback", "train again"])
+def test_an_interrupted_training_gives_the_model_back(make_trainer, ask):
+    trainer = make_trainer(compute_metrics=Scripted(0.9, 0.9), num_train_epochs=2)
+    before = Spy(on_epoch_begin=lambda: everything(trainer))
+    trainer.add_callback(before)
+    callback = add(trainer, start_epoch=1)
+
+    def interrupt():
+        if trainer.state.global_step == 5:
+            raise KeyboardInterrupt
+
+    interrupter = Spy(on_step_end=interrupt)
+    trainer.add_callback(interrupter)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert len(trainer.model.bert.encoder.layer) == 1
+    if ask:
+        callback.rollback()
+        assert_same(before.seen["on_epoch_begin"][1], everything(trainer))
+        assert callback.record.rounds == []
+    else:
+        trainer.remove_callback(interrupter)
+        trainer.train()
+        assert [round_.verdict for round_ in callback.record.rounds] == ["accepted"]
+        assert callback.record.rounds[0].kept == {STACK: [0]}
+
+
 def test_attached_after_the_trainer_was_built(make_trainer):
     callback = LayerPruningCallback(config=PruningConfig(threshold=0.0, max_metric_drop=1.0), calibration=Rows(16, 2))
     trainer = make_trainer(callbacks=[callback])
