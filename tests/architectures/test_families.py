@@ -345,6 +345,7 @@ def test_stacks_and_pins_are_found(family: Family, class_name: str) -> None:
     assert all(type(model.get_submodule(stack.path)[0]).__name__ == stack.block_class for stack in stacks)
 
 
+@pytest.mark.filterwarnings(r"ignore:generate\(\) keeps keys")  # t5 with an encoder shorter than its decoder
 @pytest.mark.parametrize(("family", "class_name"), CASES)
 def test_every_cut_is_exact(family: Family, class_name: str, tmp_path: Any, weight_digest: Any) -> None:
     model, inputs = family.build(class_name), family.inputs()

@@ -22,6 +22,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
+    ImageGPTConfig,
+    ImageGPTModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedConfig,
@@ -169,6 +171,10 @@ REFUSED = {
     "gpt2 scaled by position": (
         lambda: GPT2Model(GPT2Config(**TINY_GPT2, scale_attn_by_inverse_layer_idx=True)),
         r"'h' \(5 GPT2Block\): layer 0 cannot be removed: attn\.scaling of layer 1 depends on the layer's position",
+    ),
+    "imagegpt scaled by position": (
+        lambda: ImageGPTModel(ImageGPTConfig(**TINY_GPT2, scale_attn_by_inverse_layer_idx=True)),
+        r"'h': config\.scale_attn_by_inverse_layer_idx: attention scores are divided by the layer's number",
     ),
     "whisper weighted sum": (
         lambda: WhisperForAudioClassification(WhisperConfig(**TINY_WHISPER, use_weighted_layer_sum=True)),

@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig
 
 from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint, make_blueprint
-from .pins import pin_openers, pin_stack
+from .pins import pin_stack
 from .reference import config_nodes, describe_modules
 from .rewrite import read_field, write_field_
-from .rules import INDEX_LISTS, PER_LAYER_LISTS, TAPS, UNRELATED_LISTS
+from .rules import INDEX_LISTS, PER_LAYER_LISTS, POSITION_FLAGS, TAPS, UNRELATED_LISTS
 from .stack import BlockStack, ConfigField
 
 
@@ -89,14 +89,15 @@ def examine(model: nn.Module) -> Examination:
             if trial is not None and trial[0].path not in stacks:
                 stack, without_last = trial
                 _check_config_lists(blueprint.config, stack)
-                stacks[stack.path] = pin_stack(blueprint, stack, describe_modules(without_last))
+                pinned = pin_stack(blueprint, stack, describe_modules(without_last))
+                _check_position_flags(blueprint.config, stack)
+                stacks[stack.path] = pinned
         except UnsupportedArchitectureError as error:
             refusals.append(str(error))
     outermost = [path for path in lengths if path in stacks and not any(path.startswith(f"{p}.") for p in stacks)]
     refusals += [f"{path!r} lies inside a block of another stack" for path in stacks.keys() - set(outermost)]
-    found, unprunable = pin_openers([stacks[path] for path in outermost])
-    refusals += unprunable + list(_counts_without_list(blueprint.config, lengths))
-    return Examination(blueprint, tuple(found), tuple(dict.fromkeys(refusals)))
+    refusals += _counts_without_list(blueprint.config, lengths)
+    return Examination(blueprint, tuple(stacks[path] for path in outermost), tuple(dict.fromkeys(refusals)))
 
 
 def container_lengths(model: nn.Module) -> dict[str, int]:
@@ -224,6 +225,16 @@ def _check_config_lists(config: PreTrainedConfig, stack: BlockStack) -> None:
             if getattr(node, name, None) is not None and tower in stack.count.node and path != stack.count.node:
                 value = getattr(node, name)
                 raise UnsupportedArchitectureError(f"{stack.path!r}: {name} = {value} names {reason} by layer number")
+
+
+def _check_position_flags(config: PreTrainedConfig, stack: BlockStack) -> None:
+    """Refuse blocks that compute with their position while the model runs, where no attribute shows it."""
+    node = config_nodes(config)[stack.count.node]
+    for name, reason in POSITION_FLAGS.items():
+        if vars(node).get(name):
+            raise UnsupportedArchitectureError(
+                f"{stack.path!r}: config.{ConfigField(name, stack.count.node)}: {reason}"
+            )
 
 
 def _counts_without_list(config: PreTrainedConfig, lengths: Mapping[str, int]) -> Iterator[str]:

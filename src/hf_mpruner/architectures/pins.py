@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,8 @@ def pin_stack(blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str
 
     Layers whose removal leaves the same config share one build; without per-layer lists that is one for all layers.
     With such lists, layers of one kind (same modules, same entries, neither first nor last) share one trial as well.
+    The first block of a stage always stays: what is special about it may be code that runs by number, which no
+    build shows (funnel pools there).
 
     Args:
         blueprint (`Blueprint`): the model rebuilt from its config.
@@ -50,6 +52,8 @@ def pin_stack(blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str
             trials.append((kind, build if isinstance(build, str) else _first_fault(blueprint, stack, layer, build)))
         faults[layer] = next(fault for known, fault in trials if known == kind)
     pinned = {layer: _reason(blueprint, stack, layer, fault) for layer, fault in faults.items() if fault is not None}
+    if stack.count.index is not None:
+        pinned = {0: "it opens a stage, where the width, the resolution or the attention may change", **pinned}
     by_position = [fault for fault in faults.values() if isinstance(fault, Difference) and fault.kind == "value"]
     if len(pinned) == stack.depth or (by_position and set(range(stack.depth)) - pinned.keys() <= {stack.depth - 1}):
         first = min(pinned)
@@ -58,36 +62,6 @@ def pin_stack(blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str
             + (f"; nor can {len(pinned) - 1} of the other layers" if len(pinned) > 1 else "")
         )
     return replace(stack, pinned=pinned)
-
-
-def pin_openers(stacks: Sequence[BlockStack]) -> tuple[list[BlockStack], list[str]]:
-    """Treat the first blocks of all stages alike: if one is pinned, all are.
-
-    In a first stage that does not change the width, the opener looks like any other block; it is still the block that
-    takes what the stem gives.
-
-    Args:
-        stacks (`Sequence[BlockStack]`): with pins.
-
-    Returns:
-        `tuple[list[BlockStack], list[str]]`: the stacks that can still be cut, and why the others cannot.
-    """
-    openers = {
-        (stack.count.node, stack.count.name): stack.path
-        for stack in stacks
-        if stack.count.index is not None and 0 in stack.pinned
-    }
-    found: list[BlockStack] = []
-    refusals: list[str] = []
-    for stack in stacks:
-        sibling = openers.get((stack.count.node, stack.count.name))
-        if sibling is not None and 0 not in stack.pinned:
-            stack = replace(stack, pinned={0: f"it opens a stage, as layer 0 of {sibling!r} does", **stack.pinned})
-        if stack.prunable:
-            found.append(stack)
-        else:
-            refusals.append(f"{stack.path!r}: every layer must stay: {stack.pinned[0]}")
-    return found, refusals
 
 
 def _kind_of_layer(blueprint: Blueprint, stack: BlockStack, layer: int, entries: list[Any]) -> Any:

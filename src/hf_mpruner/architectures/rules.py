@@ -79,6 +79,11 @@ INDEX_LISTS: Mapping[str, str] = {
 Where the count is one entry of a list (`depths[2]`) these number stages, not blocks, and a cut leaves them alone.
 """
 
+POSITION_FLAGS: Mapping[str, str] = {
+    "scale_attn_by_inverse_layer_idx": "attention scores are divided by the layer's number",
+}
+"""Config switches under which blocks compute with their position. Set in the count's node: the stack is refused."""
+
 TAPS: Mapping[str, tuple[str, str]] = {
     "vision_feature_layer": ("vision", "the hidden state of the vision tower that the projector reads"),
     "vision_feature_select_layer": ("vision", "the hidden state of the vision tower that the projector reads"),
