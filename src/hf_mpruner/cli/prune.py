@@ -204,7 +204,7 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
     sample = draw_sample(inputs.calibration, config.calibration_samples, config.seed)
     calibration = ready(sample, dataclasses.replace(inputs.columns, label=None))
     parts = [f"similarity is measured on {len(calibration):,} examples", f"{len(judge):,} judge"]
-    say(args, ", ".join([*([f"{len(train):,} train"] if trains else []), *parts]) + ".")
+    say(args, ", ".join([*([] if train is None else [f"{len(train):,} train"]), *parts]) + ".")
     if args.eval_split in (args.train_split if trains else None, args.calibration_split or args.train_split):
         say(
             args,
