@@ -1,4 +1,4 @@
-"""Fixtures that every test may use, and the environment all tests run in: offline, quiet, one thread a worker."""
+"""Fixtures that every test may use, and the environment all tests run in: offline, quiet, one thread a process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Models of a test are so small that threads wait for each other longer than they compute; `-n 2` uses the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
