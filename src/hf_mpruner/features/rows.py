@@ -101,7 +101,7 @@ def build_rows(hidden: Tensor, layout: RowLayout, protocol: SimilarityProtocol) 
     if protocol.rows in ("first", "last"):
         return _end_token(hidden, mask, protocol.rows), None
     if mask is not None:
-        hidden = hidden.masked_fill(~mask.unsqueeze(2), 0)  # not a product: padded positions may hold NaN
+        hidden = torch.where(mask.unsqueeze(2), hidden, 0)  # not a product: padded positions may hold NaN
     if protocol.rows == "examples":
         return hidden.flatten(1), None
     total = hidden.sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))

@@ -176,11 +176,11 @@ def _centred_rows(x: Tensor, row_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         mean = x.mean(1, keepdim=True)
         x = x - mean
     else:
-        blank = ~row_mask.unsqueeze(2)
+        counted = row_mask.unsqueeze(2)
         num_rows = row_mask.sum(1).clamp(min=1)
-        x = x.masked_fill(blank, 0)
+        x = torch.where(counted, x, 0)
         mean = x.sum(1, keepdim=True) / num_rows.view(-1, 1, 1)
-        x = x.sub_(mean).masked_fill_(blank, 0)
+        x = x.addcmul_(counted.to(x.dtype), mean, value=-1)  # rows that do not count stay zero
     rounding = _CONSTANT_ULPS * torch.finfo(x.dtype).eps
     return x, rounding**2 * num_rows * mean.square().sum((1, 2))
 
