@@ -53,10 +53,23 @@ def prune_(
         ValueError: for a config that does not fit the model or the metrics.
     """
     config = config or PruningConfig()
+    with keep_rng_state():
+        loader = calibration_loader(
+            calibration,
+            processing_class=processing_class,
+            num_samples=config.calibration_samples,
+            batch_size=config.calibration_batch_size,
+            seed=config.seed,
+            model=model,
+        )
+
+    def measure(stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
+        return measure_similarity(model, loader, stacks, protocol=config.protocol, show_progress=show_progress)
+
     engine = PruningEngine(
         model,
         config,
-        measure=_measurer(model, config, calibration, processing_class, show_progress),
+        measure=measure,
         evaluate=None if evaluate is None else lambda: _evaluated(evaluate, model),
         trains=False,
     )
@@ -66,23 +79,6 @@ def prune_(
             if evaluate is None:
                 engine.stop("one round was asked for: without evaluate nothing can judge a second one")
     return PruningReport(engine.record)
-
-
-def _measurer(
-    model: PreTrainedModel, config: PruningConfig, calibration: Any, processing_class: Any, show_progress: bool | None
-) -> Callable[[list[BlockStack]], dict[str, SimilarityMatrix]]:
-    def measure(stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
-        loader = calibration_loader(
-            calibration,
-            processing_class=processing_class,
-            num_samples=config.calibration_samples,
-            batch_size=config.calibration_batch_size,
-            seed=config.seed,
-            model=model,
-        )
-        return measure_similarity(model, loader, stacks, protocol=config.protocol, show_progress=show_progress)
-
-    return measure
 
 
 def _evaluated(evaluate: Callable[[PreTrainedModel], Mapping[str, float]], model: PreTrainedModel) -> dict[str, float]:

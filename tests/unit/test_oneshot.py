@@ -82,6 +82,16 @@ def test_encoder_and_decoder_are_cut_apart_and_the_plan_replays():
     )
 
 
+def test_a_generator_serves_every_round():
+    report = prune_(
+        make_t5(),
+        PruningConfig(**ALL_ALIKE, granularity=2, max_rounds=2),
+        calibration=(batch for batch in seq2seq_batches()),
+        evaluate=lambda model: {"loss": 1.0},
+    )
+    assert [len(round_.kept["encoder.block"]) for round_ in report.rounds] == [3, 2]
+
+
 def test_only_the_stacks_that_were_named():
     report = prune_(make_t5(), PruningConfig(**ALL_ALIKE, stacks=["decoder.block"]), calibration=seq2seq_batches())
     assert report.plan.kept == {"decoder.block": (0,)}
