@@ -27,7 +27,6 @@ from transformers import (
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessor,
     logging,
     set_seed,
 )
@@ -37,8 +36,10 @@ from hf_mpruner.artifacts import write_artifacts
 from hf_mpruner.data import find_columns, load_data, preprocess
 
 
-def digits_model_and_data() -> tuple[ViTForImageClassification, ViTImageProcessor, DatasetDict]:
-    """A 12-layer ViT with random weights and the digits in three parts that share no image."""
+def digits_model_and_data():
+    """A 12-layer ViT with random weights, its image processor, and the digits in three parts that share no image."""
+    from transformers import ViTImageProcessor  # here, since it speaks up on import where torchvision is missing
+
     digits = load_digits()
     images = (digits.images / 16.0).astype(np.float32)[:, None]  # (1797, 1, 8, 8), 0..1
     order = np.random.default_rng(0).permutation(len(images))
