@@ -26,6 +26,8 @@ from transformers import (
     ImageGPTModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralModel,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
@@ -72,6 +74,7 @@ class ToyConfig(PreTrainedConfig):
     num_layers: int = 4
     num_heads: int = 4
     kind: str = "plain"
+    layer_types: list[str] | None = None
     frequencies: list[int] | None = None
     out_indices: list[int] | None = None
 
@@ -93,7 +96,14 @@ class ToyModel(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.depth = config.num_layers
-        self.blocks = nn.ModuleList(ToyBlock(config, number) for number in range(config.num_layers))
+        if config.kind == "at least four" and config.num_layers < 4:
+            raise ValueError("needs four layers")
+        length = {"pairs": config.num_layers // 2 * 2, "list": len(config.layer_types or ())}.get(
+            config.kind, self.depth
+        )
+        self.blocks = nn.ModuleList(ToyBlock(config, number) for number in range(length))
+        if config.kind == "nested":
+            self.blocks[0].inner = nn.ModuleList(nn.LayerNorm(2) for _ in range(config.num_heads))
         if config.kind == "two lists":
             self.norms = nn.ModuleList(nn.LayerNorm(2) for _ in range(config.num_layers))
         if config.kind == "layer axis":
@@ -151,6 +161,22 @@ REFUSED = {
     "layer axis": (
         lambda: toy(kind="layer axis"),
         r"layer 0 cannot be removed: without it shape of 'mix' is \(4,\) and would be \(3,\)",
+    ),
+    "pairs": (
+        lambda: toy(kind="pairs", num_heads=1),
+        r"'blocks' goes from 4 to 2 entries when config\.num_layers goes from 4 to 3",
+    ),
+    "list decides": (
+        lambda: toy(kind="list", layer_types=list("abcd")),
+        r"'blocks': the length follows that of config\.layer_types, no number in the config",
+    ),
+    "cannot be lowered": (
+        lambda: toy(kind="at least four"),
+        r"config\.num_layers = 4 cannot be lowered by one: needs four layers",
+    ),
+    "per-layer config": (
+        lambda: on_meta(MistralModel, MistralConfig(**TINY, per_layer_config={1: {"sliding_window": 8}})),
+        r"'layers': config\.per_layer_config has settings for single layers",
     ),
     "unknown list": (
         lambda: toy(frequencies=[1, 2, 3, 4]),
@@ -222,6 +248,12 @@ def test_equal_counts_in_two_towers_stay_apart():
         "text_model.encoder.layers": "text_config.num_hidden_layers",
         "vision_model.encoder.layers": "vision_config.num_hidden_layers",
     }
+
+
+def test_a_stack_inside_a_block_is_left_alone():
+    found = examine(toy(kind="nested", num_heads=3))
+    assert [stack.path for stack in found.stacks] == ["blocks"]
+    assert "'blocks.0.inner' lies inside a block of another stack" in found.refusals
 
 
 # pins

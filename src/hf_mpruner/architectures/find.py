@@ -173,7 +173,7 @@ def _build(blueprint: Blueprint, config: PreTrainedConfig) -> nn.Module | str:
     try:
         return blueprint.rebuild(config)
     except UnsupportedArchitectureError as error:
-        return str(error.__cause__ or error)
+        return " ".join(str(error.__cause__ or error).split())[:300]
 
 
 def _per_layer_lists(config: PreTrainedConfig, field: ConfigField, depth: int) -> list[ConfigField]:
