@@ -107,7 +107,7 @@ def _batches(
         size = len(tensors.get(main_input, next(iter(tensors.values()))))
         if max_samples is not None and num_samples + size > max_samples:
             left = max_samples - num_samples
-            tensors = {name: value[:left] if len(value) == size else value for name, value in tensors.items()}
+            tensors = {name: value[:left] if value.shape[:1] == (size,) else value for name, value in tensors.items()}
             size = left
         yield tensors
         num_samples += size

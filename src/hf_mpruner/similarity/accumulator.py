@@ -50,6 +50,7 @@ class SimilarityAccumulator:
         self._sums = torch.zeros(num_layers, num_layers, dtype=torch.float64)
         self._weight = torch.zeros((), dtype=torch.float64)
 
+    @torch.no_grad()
     def update(
         self,
         features: Sequence[Tensor],
@@ -85,6 +86,7 @@ class SimilarityAccumulator:
             hsic = hsic_of_features(features, estimator)
         self._add(hsic, weights)
 
+    @torch.no_grad()
     def update_grams(self, grams: Sequence[Tensor], num_rows: Tensor, weights: Tensor | Sequence[float]) -> None:
         """Add one batch of Gram matrices, for callers that do not want to hold features.
 

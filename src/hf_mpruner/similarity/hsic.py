@@ -152,9 +152,8 @@ def feature_space_hsic(features: Sequence[Tensor], estimator: Estimator) -> Tens
         if estimator == "biased":
             return cross.unsqueeze(0) / (n - 1) ** 2
         squares = torch.stack([_double(x.square().sum(1)) for x in layers])  # (layers, rows): diagonals of the Grams
-        sums = (
-            torch.stack([_double(x @ x.sum(0)) for x in layers]) - squares
-        )  # (layers, rows): row sums off the diagonal
+        # Row sums off the diagonal, (layers, rows).
+        sums = torch.stack([_double(x @ x.sum(0)) for x in layers]) - squares
     totals = sums.sum(1)
     hsic = cross - squares @ squares.T
     hsic = hsic + torch.outer(totals, totals) / ((n - 1) * (n - 2)) - (sums @ sums.T) * (2 / (n - 2))
