@@ -29,7 +29,9 @@ def main(folder: Path) -> None:
     wanted = {name for name in wanted if "__pycache__" not in name}
     packed = set(zipfile.ZipFile(wheel).namelist())
     if missing := sorted(wanted - packed):
-        raise SystemExit(f"{wheel.name} lacks {missing}. Does a folder lack __init__.py, or setup.cfg a pattern in package_data?")
+        raise SystemExit(
+            f"{wheel.name} lacks {missing}. Does a folder lack __init__.py, or setup.cfg a pattern in package_data?"
+        )
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     where = [sys.executable, "-c", "import hf_mpruner; print(hf_mpruner.__file__)"]
