@@ -106,6 +106,7 @@ def main() -> None:
     set_seed(0)
     logging.set_verbosity_error()
     if options.model is None:
+        torch.set_num_threads(1)  # tensors this small lose more by waiting for each other than they gain
         model, processor, data = digits_model_and_data()
     else:
         model, processor, data = hub_model_and_data(options.model, options.dataset)
