@@ -260,7 +260,7 @@ def skipped(model: PreTrainedModel, kept: dict[str, list[int]]) -> Iterator[None
 
     def pass_on(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return type(output)([hidden, *output[1:]]) if isinstance(output, tuple | list) else hidden
 
     hooks = [
         block.register_forward_hook(pass_on, with_kwargs=True)
@@ -268,9 +268,11 @@ def skipped(model: PreTrainedModel, kept: dict[str, list[int]]) -> Iterator[None
         for number, block in enumerate(model.get_submodule(path))
         if number not in layers
     ]
-    yield
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def realigned(model: PreTrainedModel) -> PreTrainedModel:

@@ -103,7 +103,7 @@ class ToyModel(PreTrainedModel):
         )
         self.blocks = nn.ModuleList(ToyBlock(config, number) for number in range(length))
         if config.kind == "nested":
-            self.blocks[0].inner = nn.ModuleList(nn.LayerNorm(2) for _ in range(config.num_heads))
+            self.blocks[0].inner = nn.ModuleList(ToyBlock(config, number) for number in range(config.num_heads))
         if config.kind == "two lists":
             self.norms = nn.ModuleList(nn.LayerNorm(2) for _ in range(config.num_layers))
         if config.kind == "layer axis":
@@ -200,7 +200,7 @@ REFUSED = {
     ),
     "imagegpt scaled by position": (
         lambda: ImageGPTModel(ImageGPTConfig(**TINY_GPT2, scale_attn_by_inverse_layer_idx=True)),
-        r"'h': config\.scale_attn_by_inverse_layer_idx: attention scores are divided by the layer's number",
+        r"'h': the model computes with .*: ImageGPTAttention\._attn: attn_weights / float\(self\.layer_idx \+ 1\)",
     ),
     "whisper weighted sum": (
         lambda: WhisperForAudioClassification(WhisperConfig(**TINY_WHISPER, use_weighted_layer_sum=True)),

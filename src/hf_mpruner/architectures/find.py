@@ -12,9 +12,10 @@ from transformers import PreTrainedConfig
 from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint, make_blueprint
 from .pins import pin_stack
-from .reference import config_nodes, describe_modules
+from .reference import ModuleDescription, config_nodes, describe_modules
 from .rewrite import read_field, write_field_
-from .rules import INDEX_LISTS, PER_LAYER_LISTS, POSITION_FLAGS, TAPS, UNRELATED_LISTS
+from .rules import INDEX_LISTS, PER_LAYER_LISTS, TAPS, UNRELATED_LISTS
+from .source import find_position_code
 from .stack import BlockStack, ConfigField
 
 
@@ -89,9 +90,8 @@ def examine(model: nn.Module) -> Examination:
             if trial is not None and trial[0].path not in stacks:
                 stack, without_last = trial
                 _check_config_lists(blueprint.config, stack)
-                pinned = pin_stack(blueprint, stack, describe_modules(without_last))
-                _check_position_flags(blueprint.config, stack)
-                stacks[stack.path] = pinned
+                shorter = describe_modules(without_last)
+                stacks[stack.path] = _check_code(blueprint, pin_stack(blueprint, stack, shorter), shorter)
         except UnsupportedArchitectureError as error:
             refusals.append(str(error))
     outermost = [path for path in lengths if path in stacks and not any(path.startswith(f"{p}.") for p in stacks)]
@@ -165,6 +165,10 @@ def _experiment(
             f"{path!r} goes from {lengths[path]} to {after} entries when config.{field} goes from {depth} to {depth - 1}"
         )
     block = blueprint.reference.get_submodule(f"{path}.0")
+    if type(block).__module__.startswith("torch."):  # embeddings or heads side by side, not blocks in a row
+        raise UnsupportedArchitectureError(
+            f"{path!r} is a list of plain {type(block).__name__} modules, not of blocks"
+        )
     return BlockStack(path, type(block).__name__, depth, field, tuple(lists)), built
 
 
@@ -227,14 +231,14 @@ def _check_config_lists(config: PreTrainedConfig, stack: BlockStack) -> None:
                 raise UnsupportedArchitectureError(f"{stack.path!r}: {name} = {value} names {reason} by layer number")
 
 
-def _check_position_flags(config: PreTrainedConfig, stack: BlockStack) -> None:
-    """Refuse blocks that compute with their position while the model runs, where no attribute shows it."""
-    node = config_nodes(config)[stack.count.node]
-    for name, reason in POSITION_FLAGS.items():
-        if vars(node).get(name):
-            raise UnsupportedArchitectureError(
-                f"{stack.path!r}: config.{ConfigField(name, stack.count.node)}: {reason}"
-            )
+def _check_code(blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str, ModuleDescription]) -> BlockStack:
+    """Refuse a stack around which code computes with the numbers of layers; no build shows that."""
+    find = find_position_code(blueprint, stack, without_last)
+    if find is not None:
+        raise UnsupportedArchitectureError(
+            f"{stack.path!r}: the model computes with a layer's number, or with how many there are, as it runs: {find}"
+        )
+    return stack
 
 
 def _counts_without_list(config: PreTrainedConfig, lengths: Mapping[str, int]) -> Iterator[str]:

@@ -79,11 +79,6 @@ INDEX_LISTS: Mapping[str, str] = {
 Where the count is one entry of a list (`depths[2]`) these number stages, not blocks, and a cut leaves them alone.
 """
 
-POSITION_FLAGS: Mapping[str, str] = {
-    "scale_attn_by_inverse_layer_idx": "attention scores are divided by the layer's number",
-}
-"""Config switches under which blocks compute with their position. Set in the count's node: the stack is refused."""
-
 TAPS: Mapping[str, tuple[str, str]] = {
     "vision_feature_layer": ("vision", "the hidden state of the vision tower that the projector reads"),
     "vision_feature_select_layer": ("vision", "the hidden state of the vision tower that the projector reads"),
@@ -96,3 +91,26 @@ GENERATION_PAIRS: Mapping[str, tuple[str, str]] = {
     "alignment_heads": ("decoder_layers", "[layer, head] pairs whose cross-attention gives Whisper's word timestamps"),
 }
 """Fields of the generation config that hold [layer, ...] entries, as (name of the stack's count, reason)."""
+
+REVIEWED_CODE: Mapping[str, tuple[str, str]] = {
+    "DebertaV2Encoder.forward: i == 0": (
+        "conv_kernel_size",
+        "a convolution over the output of the first layer, whichever it is, where the config asks for one",
+    ),
+    "DebertaV2Encoder.forward: i + 1": ("", "index into inputs given as a list, which no class of the family does"),
+    "DebertaV2Encoder.forward: i + 1 < len(self.layer)": ("", "guard of the index above"),
+    "ImageGPTAttention._attn: attn_weights / float(self.layer_idx + 1)": (
+        "scale_attn_by_inverse_layer_idx",
+        "attention scores divided by the layer's number, where the config asks for it",
+    ),
+    "ImageGPTAttention._upcast_and_reordered_attn: self.layer_idx + 1": (
+        "scale_attn_by_inverse_layer_idx",
+        "attention scores divided by the layer's number, where the config asks for it",
+    ),
+    "RwkvBlock.forward: self.layer_id == 0": ("", "the first block has a norm of its own, and is pinned by it"),
+    "RwkvModel.forward: (idx + 1) % self.config.rescale_every == 0": (
+        "rescale_every",
+        "hidden states halved every few layers, and weights with them, where the config asks for it",
+    ),
+}
+"""Code that computes with a layer's number and was read: (config switch that makes it matter, "" for none; reason)."""

@@ -1,0 +1,187 @@
+"""Code that computes with layer numbers while a model runs is found, and what only indexes with them is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    DebertaV2Config,
+    DebertaV2Model,
+    FunnelConfig,
+    FunnelModel,
+    GraniteSpeechConfig,
+    GraniteSpeechForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SamConfig,
+    SamModel,
+)
+
+from hf_mpruner.architectures import examine, find_block_stacks
+from hf_mpruner.architectures.rules import REVIEWED_CODE
+from hf_mpruner.errors import UnsupportedArchitectureError
+
+
+class LoopConfig(PreTrainedConfig):
+    model_type = "loop"
+    num_hidden_layers: int = 4
+    tap: int = 1
+
+
+class LoopBlock(nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        self.layer_idx = number
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class ParityBlock(LoopBlock):
+    def forward(self, x):
+        return self.shift(self.linear(x))
+
+    def shift(self, x):
+        return x if self.layer_idx % 2 else x.flip(0)
+
+
+class LoopModel(PreTrainedModel):
+    config_class = LoopConfig
+    block = LoopBlock
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.depth = config.num_hidden_layers
+        self.others = [1.0, 2.0]
+        self.layers = nn.ModuleList(self.block(number) for number in range(config.num_hidden_layers))
+        self.post_init()
+
+    def forward(self, x):
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            x = layer(x)
+        return x
+
+
+class Harmless(LoopModel):
+    """Indexing, unrelated loops, allocation: all common, none of it a computation with a layer's number."""
+
+    def forward(self, x, past=None):
+        past = past or [None] * len(self.layers)
+        seen = ()
+        for number, (layer, _) in enumerate(zip(self.layers, past, strict=True)):
+            x = layer(x) if past[number] is None else x
+            seen = (*seen, x)
+        for number, scale in enumerate(self.others):
+            x = x * (number + scale)
+        for number in range(self.config.num_hidden_layers):
+            x = x + seen[number]
+        return x
+
+
+class Midpoint(LoopModel):
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number == self.depth // 2:
+                x = x + 1
+        return x
+
+
+class ScaledByCount(LoopModel):
+    def forward(self, x):
+        return super().forward(x) / self.depth
+
+
+class ScaledByLength(LoopModel):
+    def forward(self, x):
+        return super().forward(x) * len(self.layers)
+
+
+class ScaledByConfig(LoopModel):
+    def forward(self, x):
+        return x**self.config.num_hidden_layers
+
+
+class Range(LoopModel):
+    def forward(self, x):
+        for number in range(len(self.layers)):
+            x = self.layers[number](x) if number in (0, self.config.tap) else x
+        return x
+
+
+class Helper(LoopModel):
+    def forward(self, x):
+        return self.run(x)
+
+    def run(self, x):
+        return [layer(x) for number, layer in enumerate(self.layers) if number % 2]
+
+
+class Parity(LoopModel):
+    block = ParityBlock
+
+
+@pytest.mark.parametrize("model_class", [LoopModel, Harmless])
+def test_indexing_is_no_computation(model_class):
+    assert [stack.path for stack in find_block_stacks(model_class(LoopConfig()))] == ["layers"]
+
+
+@pytest.mark.parametrize(
+    ("model_class", "code"),
+    [
+        (Midpoint, r"Midpoint\.forward: number == self\.depth // 2"),
+        (ScaledByCount, r"ScaledByCount\.forward: super\(\)\.forward\(x\) / self\.depth"),
+        (ScaledByLength, r"ScaledByLength\.forward: super\(\)\.forward\(x\) \* len\(self\.layers\)"),
+        (ScaledByConfig, r"ScaledByConfig\.forward: x \*\* self\.config\.num_hidden_layers"),
+        (Range, r"Range\.forward: number in \(0, self\.config\.tap\)"),
+        (Helper, r"Helper\.run: number % 2"),
+        (Parity, r"ParityBlock\.shift: self\.layer_idx % 2"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_computation_with_layer_numbers_refuses_the_stack(model_class, code):
+    message = rf"'layers': the model computes with a layer's number, or with how many there are, as it runs: {code}"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        find_block_stacks(model_class(LoopConfig()))
+
+
+def test_reviewed_code_is_harmless_until_the_config_switches_it_on():
+    sizes = {
+        "num_hidden_layers": 3,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    assert find_block_stacks(DebertaV2Model(DebertaV2Config(**sizes)))[0].depth == 3
+    with pytest.raises(UnsupportedArchitectureError, match=r"DebertaV2Encoder\.forward: i == 0"):
+        find_block_stacks(DebertaV2Model(DebertaV2Config(**sizes, conv_kernel_size=3)))
+
+
+def test_every_review_states_its_reason():
+    assert all(reason and ": " in code for code, (_, reason) in REVIEWED_CODE.items())
+
+
+def test_the_middle_of_an_encoder_does_not_move():
+    with torch.device("meta"):
+        model = GraniteSpeechForConditionalGeneration(GraniteSpeechConfig())
+    found = examine(model)
+    assert "model.encoder.layers" not in {stack.path for stack in found.stacks}
+    assert any("GraniteSpeechCTCEncoder.forward: idx == self.num_layers // 2" in reason for reason in found.refusals)
+
+
+def test_the_first_block_of_a_stage_stays():
+    config = FunnelConfig(
+        block_sizes=[2, 3], d_model=16, n_head=2, d_head=8, d_inner=16, vocab_size=9, num_decoder_layers=1
+    )
+    stacks = {stack.path: stack.pinned for stack in find_block_stacks(FunnelModel(config))}
+    reason = {0: "it opens a stage, where the width, the resolution or the attention may change"}
+    assert stacks == {"encoder.blocks.0": reason, "encoder.blocks.1": reason}
+
+
+def test_a_list_of_embeddings_is_no_stack():
+    with torch.device("meta"):
+        found = examine(SamModel(SamConfig()))
+    assert "'prompt_encoder.point_embed' is a list of plain Embedding modules, not of blocks" in found.refusals
