@@ -384,7 +384,7 @@ def test_activations_that_are_not_numbers_name_the_layer(make_trainer):
     with torch.no_grad():
         trainer.model.bert.encoder.layer[2].output.dense.weight.fill_(float("nan"))
     add(trainer)
-    refused(trainer, errors.MPrunerError, r"bert\.encoder\.layer\.2|is nan: no drop can be measured")
+    refused(trainer, errors.MPrunerError, r"bert\.encoder\.layer\.2")
 
 
 def test_an_empty_calibration_set(make_trainer):
