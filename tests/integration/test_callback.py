@@ -307,7 +307,7 @@ def test_the_evaluation_set_is_sampled_by_default_and_a_warning_says_so(make_tra
 # -- refused, before any work is lost ---------------------------------------------------------------------------------
 
 
-def refused(trainer, error, text):
+def assert_refused(trainer, error, text):
     layers = len(trainer.model.bert.encoder.layer)
     with pytest.raises(error, match=text):
         trainer.train()
@@ -317,13 +317,13 @@ def refused(trainer, error, text):
 
 def test_never_attached(make_trainer):
     trainer = make_trainer(callbacks=[LayerPruningCallback()])
-    refused(trainer, errors.MPrunerError, r"trainer\.add_callback\(LayerPruningCallback\(trainer, config\)\)")
+    assert_refused(trainer, errors.MPrunerError, r"trainer\.add_callback\(LayerPruningCallback\(trainer, config\)\)")
 
 
 def test_added_to_another_trainer(make_trainer):
     first, second = make_trainer(), make_trainer()
     second.add_callback(LayerPruningCallback(first))
-    refused(second, errors.MPrunerError, "made for another Trainer than the one that is training")
+    assert_refused(second, errors.MPrunerError, "made for another Trainer than the one that is training")
     with pytest.raises(errors.MPrunerError, match="attached to another Trainer"):
         LayerPruningCallback(first).attach(second)
 
@@ -339,44 +339,44 @@ def test_two_callbacks(make_trainer):
     trainer = make_trainer()
     add(trainer)
     add(trainer)
-    refused(trainer, errors.MPrunerError, "The Trainer has 2 LayerPruningCallbacks")
+    assert_refused(trainer, errors.MPrunerError, "The Trainer has 2 LayerPruningCallbacks")
 
 
 def test_no_evaluation_set(make_trainer):
     trainer = make_trainer()
     trainer.eval_dataset = None
     add(trainer)
-    refused(trainer, ValueError, r"no eval_dataset.*Pass Trainer\(\.\.\., eval_dataset=\.\.\.\)")
+    assert_refused(trainer, ValueError, r"no eval_dataset.*Pass Trainer\(\.\.\., eval_dataset=\.\.\.\)")
 
 
 def test_nothing_to_judge_by(make_trainer):
     trainer = make_trainer(compute_metrics=None)
     add(trainer)
-    refused(trainer, ValueError, r'no compute_metrics.*PruningConfig\(metric="loss"\)')
+    assert_refused(trainer, ValueError, r'no compute_metrics.*PruningConfig\(metric="loss"\)')
 
 
 def test_a_metric_that_is_not_produced(make_trainer):
     trainer = make_trainer()
     add(trainer, metric="bleu")
-    refused(trainer, ValueError, r"metric='bleu' is not among what the evaluation produced: .*'accuracy'")
+    assert_refused(trainer, ValueError, r"metric='bleu' is not among what the evaluation produced: .*'accuracy'")
 
 
 def test_too_few_epochs_for_one_round(make_trainer):
     trainer = make_trainer(num_train_epochs=2)
     add(trainer, start_epoch=1, recovery_epochs=2)
-    refused(trainer, ValueError, r"has 6 steps \(2 epochs\).*num_train_epochs=3\)")
+    assert_refused(trainer, ValueError, r"has 6 steps \(2 epochs\).*num_train_epochs=3\)")
 
 
 def test_every_layer_protected(make_trainer):
     trainer = make_trainer()
     add(trainer, protect=[1, 2, 3])
-    refused(trainer, ValueError, r"Every layer that could go is protected or pinned.*\[1, 2, 3\]")
+    assert_refused(trainer, ValueError, r"Every layer that could go is protected or pinned.*\[1, 2, 3\]")
 
 
 def test_an_unknown_stack(make_trainer):
     trainer = make_trainer()
     add(trainer, stacks=["encoder"])
-    refused(trainer, ValueError, r"stacks=\['encoder'\] are no block stacks.*bert\.encoder\.layer")
+    assert_refused(trainer, ValueError, r"stacks=\['encoder'\] are no block stacks.*bert\.encoder\.layer")
 
 
 def test_activations_that_are_not_numbers_name_the_layer(make_trainer):
@@ -384,19 +384,19 @@ def test_activations_that_are_not_numbers_name_the_layer(make_trainer):
     with torch.no_grad():
         trainer.model.bert.encoder.layer[2].output.dense.weight.fill_(float("nan"))
     add(trainer)
-    refused(trainer, errors.MPrunerError, r"bert\.encoder\.layer\.2")
+    assert_refused(trainer, errors.MPrunerError, r"bert\.encoder\.layer\.2")
 
 
 def test_an_empty_calibration_set(make_trainer):
     trainer = make_trainer()
     trainer.add_callback(LayerPruningCallback(trainer, PruningConfig(threshold=0.0), calibration=Rows(0, 0)))
-    refused(trainer, errors.CalibrationError, "empty|no examples|0 examples")
+    assert_refused(trainer, errors.CalibrationError, "empty|no examples|0 examples")
 
 
 def test_automatic_batch_size(make_trainer):
     trainer = make_trainer(auto_find_batch_size=True)
     add(trainer)
-    refused(trainer, errors.UnsupportedBackendError, "auto_find_batch_size=True restarts the training")
+    assert_refused(trainer, errors.UnsupportedBackendError, "auto_find_batch_size=True restarts the training")
 
 
 def test_resuming_a_run_that_had_cut_is_refused_until_it_can_be_done(make_trainer, make_bert):
