@@ -19,9 +19,6 @@ from hf_mpruner.similarity.protocol import MIN_ROWS, Estimator
 # after centring is rounding, and the CKA of rounding is noise.
 _CONSTANT_ULPS = 10
 
-# Entries of the features that are worked on at a time on a CPU: 2 MB in float32.
-_CACHED_ENTRIES = 2**19
-
 
 def linear_cka(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
     """Linear centred kernel alignment of two layers' features, computed in float64.
@@ -102,13 +99,12 @@ def centred_gram(features: Tensor, row_mask: Tensor | None = None, estimator: Es
         `torch.Tensor` of shape `(groups, rows * rows)`, float64, zero in rows and columns that do not count.
     """
     x = features.unsqueeze(0) if features.dim() == 2 else features
-    # A processor waits for memory here: it takes as many groups at a time as stay in its cache.
-    step = max(1, _CACHED_ENTRIES // x[0].numel()) if x.device.type == "cpu" else len(x)
-    parts = x.split(step)
-    masks = row_mask.split(step) if row_mask is not None else [None] * len(parts)
     with _exact_matmul(x.device):
-        grams = [_centred(_gram(part, mask), mask, estimator) for part, mask in zip(parts, masks, strict=True)]
-    return torch.cat(grams).flatten(1)
+        x, noise = _centred_rows(x, row_mask)  # (groups, rows, features), (groups,)
+        gram = torch.bmm(x, x.transpose(1, 2))
+    energy = gram.diagonal(dim1=1, dim2=2).sum(1)
+    gram = gram * (energy > noise).view(-1, 1, 1)  # a constant group is exactly zero; NaN stays NaN
+    return _centre_(_double(gram), row_mask, estimator).flatten(1)
 
 
 def gram_hsic(grams: Sequence[Tensor], num_rows: Tensor, estimator: Estimator) -> Tensor:
@@ -184,30 +180,23 @@ def _centred_rows(x: Tensor, row_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return x, rounding**2 * num_rows * mean.square().sum((1, 2))
 
 
-def _gram(x: Tensor, row_mask: Tensor | None) -> Tensor:
-    """X X^T of rows shifted to mean zero: (groups, n, features) to float64 (groups, n, n)."""
-    x, noise = _centred_rows(x, row_mask)
-    gram = torch.bmm(x, x.transpose(1, 2))
-    energy = gram.diagonal(dim1=1, dim2=2).sum(1)
-    return _double(gram * (energy > noise).view(-1, 1, 1))  # a constant group is exactly zero; NaN stays NaN
-
-
-def _centred(gram: Tensor, row_mask: Tensor | None, estimator: Estimator) -> Tensor:
-    """H K H or the U-centred K of Gram matrices (groups, n, n); zero in rows and columns that do not count."""
-    rows = gram.new_ones(len(gram), gram.shape[1]) if row_mask is None else row_mask.to(gram)
-    n = rows.sum(1).view(-1, 1, 1)
-    if estimator == "biased":
-        means = gram.sum(2, keepdim=True) / n
-        total = means.sum(1, keepdim=True) / n
-    else:
-        gram = gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
+def _centre_(gram: Tensor, row_mask: Tensor | None, estimator: Estimator) -> Tensor:
+    """H K H or the U-centred K of Gram matrices (groups, n, n), in place; zero in rows and columns that do not count."""
+    rows = gram.new_ones(1, gram.shape[1], 1) if row_mask is None else row_mask.to(gram).unsqueeze(2)
+    n = rows.sum(1, keepdim=True)
+    if estimator == "unbiased":
+        gram.diagonal(dim1=1, dim2=2).zero_()
         means = gram.sum(2, keepdim=True) / (n - 2)
         total = means.sum(1, keepdim=True) / (n - 1)
-    gram = gram - means - (means.transpose(1, 2) - total)
+    else:
+        means = gram.sum(2, keepdim=True) / n
+        total = means.sum(1, keepdim=True) / n
+    means = means - total / 2
+    gram.sub_(means).sub_(means.transpose(1, 2))
     if row_mask is not None:
-        gram = gram * rows.unsqueeze(1) * rows.unsqueeze(2)
+        gram.mul_(rows).mul_(rows.transpose(1, 2))
     if estimator == "unbiased":
-        gram = gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
+        gram.diagonal(dim1=1, dim2=2).zero_()
     return gram
 
 
