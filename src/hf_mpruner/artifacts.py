@@ -205,6 +205,7 @@ def render_readme(
         f"A {type(model).__name__}{origin} with {removed} of {depth} layers removed by hf_mpruner {__version__}.",
         "## Measured",
         report.to_markdown(),
+        *(f"{sentence[0].upper()}{sentence[1:]}" for sentence in report.refusals),
         *([f"The run stopped: {record.stopped}."] if record.stopped else []),
         "## What was removed",
         "Layers are numbered as in the original model.",

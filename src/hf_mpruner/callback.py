@@ -202,7 +202,12 @@ class LayerPruningCallback(TrainerCallback):
         best = (state.best_metric, state.best_global_step, state.best_model_checkpoint)
         with self._workbench().aside():
             scaler = self._bound().accelerator.scaler
+            number = len(engine.record.rounds)
             cut = engine.start_round(optimizer, scheduler, scaler=scaler, step=state.global_step)
+        for round_ in engine.record.rounds[number:]:
+            if round_.refused:
+                refused = {f"{PREFIX}_accepted": 0.0, f"{PREFIX}_refused": 1.0}
+                self._workbench().log({**self._facts(round_), **refused})
         if cut:
             self._best = best
             self._workbench().log(self._facts(engine.record.rounds[-1]))

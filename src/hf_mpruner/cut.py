@@ -81,10 +81,15 @@ def make_cut(
         freeze_untouched (`bool`): train only beside the cut, and the head.
 
     Raises:
-        MPrunerError: if any part fails; what had been changed by then is undone.
+        UnsupportedArchitectureError: if the cut cannot be proved right; nothing was changed.
+        MPrunerError: if any other part fails; what had been changed by then is undone.
     """
     runtime.before_edit()
-    edit = ModelEdit(model, plan.kept)
+    try:
+        edit = ModelEdit(model, plan.kept)
+    except BaseException:
+        runtime.after_edit()
+        raise
     removed = edit.removed_parameters
     optimizer_edit = OptimizerEdit(optimizer, scheduler, removed) if optimizer is not None else None
     missing_before = find_missing_parameters(model, optimizer) if optimizer is not None else []

@@ -6,6 +6,7 @@ pass is in flight, and hands it two functions: one that measures similarities, o
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ from .architectures import parameters_after
 from .clusters import LayerCluster
 from .config import PruningConfig
 from .cut import PendingCut, make_cut
-from .errors import MPrunerError
+from .errors import MPrunerError, UnsupportedArchitectureError
 from .metric import Metric, choose_metric, is_finite
 from .planner import Measure, RoundPlan, RoundPlanner
 from .record import Measurement, PruningRecord, Round
@@ -24,6 +25,8 @@ from .runtime import Runtime, SingleProcess
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 # Metric values are sums of many floats; a drop of exactly the allowed size must not fail on the last bit.
 ROUNDING = 1e-9
@@ -141,6 +144,9 @@ class PruningEngine:
     def start_round(self, optimizer: Any = None, scheduler: Any = None, *, scaler: Any = None, step: int = 0) -> bool:
         """Measure, plan and cut.
 
+        A cut that cannot be proved right is not made: it counts as a rejected round, with the reason, and a coarser k
+        is planned.
+
         Args:
             optimizer (*optional*): the live one; edited in place.
             scheduler (*optional*): the live one; edited in place.
@@ -151,43 +157,31 @@ class PruningEngine:
             `bool`: whether a cut was made and now waits for `decide`. `False` means `done`.
 
         Raises:
-            MPrunerError: if the cut cannot be made or proved; the model is as it was.
+            MPrunerError: if the optimizer or the backend cannot lose layers; the model is as it was.
         """
         if self.pending:
             raise MPrunerError("A cut is waiting for its verdict: call decide() before the next round.")
         self.measure_baseline()
-        following = self.plan_round()
-        if following is None:
-            return False
-        original = self.record.kept
-        self._cut = make_cut(
-            self.model,
-            following.plan,
-            optimizer,
-            scheduler,
-            scaler=scaler,
-            runtime=self.runtime,
-            snapshot=self.config.snapshot if self._trains else None,
-            snapshot_directory=self._snapshot_directory,
-            freeze_untouched=self.config.freeze_untouched,
-        )
-        kept = {path: [original[path][i] for i in stack.kept] for path, stack in following.plan.stacks.items()}
-        self.record.rounds.append(
-            Round(
-                number=len(self.record.rounds) + 1,
-                granularity=following.granularity,
-                kept={**original, **kept},
-                clusters=_original_clusters(following.clusters, original),
-                similarity={
-                    path: replace(matrix, layers=tuple(original[path])).to_dict()
-                    for path, matrix in following.matrices.items()
-                },
-                after=self._size(),
-                started_at_step=step,
-                analysis_seconds=following.analysis_seconds,
-            )
-        )
-        return True
+        while (following := self.plan_round()) is not None:
+            round_ = self._new_round(following, step)
+            try:
+                self._cut = make_cut(
+                    self.model,
+                    following.plan,
+                    optimizer,
+                    scheduler,
+                    scaler=scaler,
+                    runtime=self.runtime,
+                    snapshot=self.config.snapshot if self._trains else None,
+                    snapshot_directory=self._snapshot_directory,
+                    freeze_untouched=self.config.freeze_untouched,
+                )
+            except UnsupportedArchitectureError as error:
+                self._refuse(round_, following, error)
+                continue
+            self.record.rounds.append(round_)
+            return True
+        return False
 
     def decide(self, *, step: int = 0) -> Round:
         """Evaluate the cut model and keep it, or go back to the model before the cut.
@@ -214,16 +208,14 @@ class PruningEngine:
             cut.keep()
         else:
             cut.undo()
-            round_.verdict = "rejected"
-            self.record.granularity = round_.granularity + 1
-            self._planner.reject(self._next.plan)
-        if accepted:
-            self._planner.forget()
-        self._cut = self._next = None
+        self._cut = None
         self.runtime.after_edit()
         round_.after, round_.decided_at_step = measured, step
-        if self.record.granularity > self.config.max_granularity:
-            self.stop(f"rejected at granularity {round_.granularity}, the coarsest allowed")
+        if accepted:
+            self._next = None
+            self._planner.forget()
+        else:
+            self._reject(round_, self._next)
         return round_
 
     def rollback(self) -> None:
@@ -235,6 +227,42 @@ class PruningEngine:
         self.runtime.after_edit()
         self._cut = self._next = None
         self.record.rounds.pop()
+
+    def _new_round(self, following: RoundPlan, step: int) -> Round:
+        original, plan = self.record.kept, following.plan
+        kept = {path: [original[path][i] for i in stack.kept] for path, stack in plan.stacks.items()}
+        return Round(
+            number=len(self.record.rounds) + 1,
+            granularity=following.granularity,
+            kept={**original, **kept},
+            clusters=_original_clusters(following.clusters, original),
+            similarity={
+                path: replace(matrix, layers=tuple(original[path])).to_dict()
+                for path, matrix in following.matrices.items()
+            },
+            after=Measurement(*parameters_after(self.model, plan.kept)),
+            started_at_step=step,
+            analysis_seconds=following.analysis_seconds,
+        )
+
+    def _refuse(self, round_: Round, following: RoundPlan, error: UnsupportedArchitectureError) -> None:
+        """Record a cut that was never made; model and optimizer are as they were."""
+        uncut = all(layers == list(range(self.record.depths[path])) for path, layers in self.record.kept.items())
+        numbering = "" if uncut else " (Layers are numbered as they were before this round.)"
+        round_.reason, round_.refused = f"{' '.join(str(error).split())}{numbering}", True
+        round_.decided_at_step = round_.started_at_step
+        self.record.rounds.append(round_)
+        logger.warning("Round %d refused, nothing was cut: %s", round_.number, round_.reason)
+        self._reject(round_, following)
+
+    def _reject(self, round_: Round, following: RoundPlan) -> None:
+        round_.verdict = "rejected"
+        self._next = None
+        self._planner.reject(following.plan)
+        self.record.granularity = round_.granularity + 1
+        if self.record.granularity > self.config.max_granularity:
+            verb = "refused" if round_.refused else "rejected"
+            self.stop(f"{verb} at granularity {round_.granularity}, the coarsest allowed")
 
     def _judge(self, round_: Round, value: float | None) -> bool:
         if (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .architectures import BlockStack, find_block_stacks
 from .clusters import LayerCluster, find_clusters
 from .config import PruningConfig, resolve_protected
+from .errors import UnsupportedArchitectureError
 from .plan import PruningPlan
 from .record import PruningRecord
 from .similarity import SimilarityMatrix
@@ -75,8 +76,8 @@ class RoundPlanner:
     def plan(self, record: PruningRecord) -> RoundPlan | str:
         """Plan the next round, from `record.granularity` on.
 
-        The model is measured only if it changed since. A cut that was rejected from this very model is not tried
-        again under a coarser k.
+        The model is measured only if it changed since. A cut that was rejected or refused from this very model is not
+        tried again under a coarser k.
 
         Returns:
             `RoundPlan`, or in words why there is none.
@@ -86,7 +87,12 @@ class RoundPlanner:
         if all(len(layers) == 1 for layers in record.kept.values()):
             return "one layer is left in every stack"
         # a stack that is down to one layer is no stack any more, so some may be missing
-        stacks = [stack for stack in find_block_stacks(self.model) if stack.path in self.depths]
+        try:
+            stacks = [stack for stack in find_block_stacks(self.model) if stack.path in self.depths]
+        except UnsupportedArchitectureError as error:
+            return f"no stack can be cut any further: {' '.join(str(error).split())}"
+        if not stacks:
+            return f"no stack of {', '.join(self.depths)} can be cut any further"
         if self._measured is None:
             started = time.perf_counter()
             self._measured = (self._measure(stacks), time.perf_counter() - started)
@@ -112,7 +118,7 @@ class RoundPlanner:
         return "the layers that are alike are protected or pinned"
 
     def reject(self, plan: PruningPlan) -> None:
-        """Do not plan this cut again; the model is back as it was, so what was measured still holds."""
+        """Do not plan this cut again; the model is as it was, so what was measured still holds."""
         self._rejected.append(plan.kept)
 
     def forget(self) -> None:

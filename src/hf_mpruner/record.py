@@ -51,6 +51,8 @@ class Round:
         reason (`str`): the verdict in words.
         started_at_step, decided_at_step (`int`): the Trainer's `global_step`; 0 without one.
         analysis_seconds, recovery_seconds (`float`): wall-clock time of measuring and of training.
+        refused (`bool`): the cut could not be proved right, so it was rejected without being made; `after` then holds
+            the size that it would have left.
     """
 
     number: int
@@ -66,6 +68,7 @@ class Round:
     decided_at_step: int = 0
     analysis_seconds: float = 0.0
     recovery_seconds: float = 0.0
+    refused: bool = False
 
 
 @dataclass

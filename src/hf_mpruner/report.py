@@ -57,6 +57,11 @@ class PruningReport:
                 return round_.after
         return self.record.baseline
 
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """One sentence for each cut that was not made, since it could not be proved right."""
+        return tuple(f"round {round_.number} was refused: {round_.reason}" for round_ in self.rounds if round_.refused)
+
     def similarities(self) -> list[tuple[int, dict[str, SimilarityMatrix]]]:
         """For each round its number and the matrices it was decided on, by stack path."""
         return [
@@ -116,9 +121,9 @@ class PruningReport:
         return cls(PruningRecord.from_dict(values["record"]))
 
     def __str__(self) -> str:
-        """The table, and why the run stopped."""
-        stopped = f"\nstopped: {self.record.stopped}" if self.record.stopped else ""
-        return self.to_table() + stopped
+        """The table, which cuts were refused and why, and why the run stopped."""
+        stopped = [f"stopped: {self.record.stopped}"] if self.record.stopped else []
+        return "\n".join([self.to_table(), *self.refusals, *stopped])
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         paths = list(self.record.depths)
@@ -129,7 +134,8 @@ class PruningReport:
             whole = {path: range(depth) for path, depth in self.record.depths.items()}
             rows.append(self._row("original", paths, whole, self.before, None, ""))
         for round_ in self.rounds:
-            verdict = round_.verdict if round_.granularity == 1 else f"{round_.verdict}, k={round_.granularity}"
+            verdict = "refused" if round_.refused else round_.verdict
+            verdict = verdict if round_.granularity == 1 else f"{verdict}, k={round_.granularity}"
             rows.append(self._row(str(round_.number), paths, round_.kept, round_.after, round_.drop, verdict))
         return header, rows
 

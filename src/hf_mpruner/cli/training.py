@@ -120,6 +120,9 @@ class Talk(TrainerCallback):
         logs = logs or {}
         if "mpruner_round" not in logs:
             return
+        if "mpruner_refused" in logs:
+            self.say(f"Round {logs['mpruner_round']}: refused, nothing was cut.")
+            return
         size = f"{logs['mpruner_layers']} layers, {logs['mpruner_parameters']:,} parameters"
         if "mpruner_accepted" not in logs:
             self.say(f"Round {logs['mpruner_round']}: cut to {size}.")
