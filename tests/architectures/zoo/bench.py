@@ -1,0 +1,227 @@
+"""What a right cut is: the checks of one cut of one model.
+
+Each check is made on the uncut model first. Where that fails already, the check says nothing about the cut: it is not
+applicable, with the reason, and never a pass.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hf_mpruner import PruningPlan
+from hf_mpruner.architectures import Examination, count_parameters, parameters_after
+from hf_mpruner.errors import MPrunerError
+from hf_mpruner.surgery import ModelEdit, apply_plan_
+
+from zoo import probe
+from zoo.probe import Kept, NoReferenceError, find_difference, one_line
+
+if TYPE_CHECKING:
+    from zoo.checks import Verdict
+    from zoo.tiny import Specimen
+
+ROUNDING = 1e-5
+
+
+class Bench:
+    """A model under test: what it did uncut, which checks apply to it, and the count of what passed."""
+
+    def __init__(self, specimen: Specimen, verdict: Verdict) -> None:
+        self.specimen, self.verdict = specimen, verdict
+        self.model, self.inputs = specimen.model, specimen.inputs
+        self.passed: Counter[str] = Counter()
+        self.not_applicable: Counter[str] = Counter()
+        self.exempt: dict[str, str] = {}
+        self.whole = probe.run(self.model, self.inputs)
+        main = next(iter(self.whole.values()))
+        if main.isfinite().float().mean() < 0.5:
+            raise NoReferenceError("most of its outputs are not finite")
+        if not all(tensor.isfinite().all() for tensor in self.whole.values()):
+            verdict.notes.append("some outputs of the uncut model are not finite")
+        if fault := find_difference(probe.run(self.model, self.inputs), self.whole):
+            raise NoReferenceError(f"two passes differ: {fault}")
+        self.reached: set[int] = set()
+        self.generate: Any = None
+        self._try_uncut()
+        self.weights = probe.weights_of(self.model)
+
+    def _try_uncut(self) -> None:
+        """Find out which checks the uncut model itself passes. Saving it also settles what saving writes to it."""
+
+        def prepare(check: str, call: Callable[[], Any]) -> Any:
+            try:
+                return call()
+            except Exception as error:  # whatever the model's own code raises
+                reason = str(error) if isinstance(error, NoReferenceError) else one_line(error, 160)
+                self.exempt[check] = f"the uncut model fails it ({reason})"
+
+        def same(model: Any) -> None:
+            if fault := find_difference(probe.run(model, self.inputs), self.whole):
+                raise NoReferenceError(fault)
+
+        prepare("rebuild", lambda: same(probe.rebuild(self.model)))
+        prepare("reload", lambda: [same(loaded) for loaded in probe.save_and_load(self.model, None)])
+        if self.specimen.auto_class is None:
+            self.exempt["auto"] = "no Auto class loads it"
+        self.reached = prepare("train", lambda: probe.find_reached(self.model, self.inputs)) or set()
+        self.generate = prepare("generate", lambda: probe.find_generator(self.model, self.inputs))
+        if "generate" in self.exempt and not self.model.can_generate():
+            self.exempt["generate"] = "the class does not generate"
+        prepare("replay", lambda: same(copy.deepcopy(self.model)))
+
+    def record(self, check: str, cut: str, call: Callable[[], str | None]) -> bool:
+        """Make one check; `call` returns what is wrong. True if nothing is."""
+        try:
+            fault = NoReferenceError(self.exempt[check]) if check in self.exempt else call()
+        except NoReferenceError as error:
+            fault = error
+        except Exception as error:  # a cut model may fail anywhere
+            fault = one_line(error)
+        if fault is None:
+            self.passed[check] += 1
+        elif isinstance(fault, NoReferenceError):
+            self.not_applicable[f"{check}: {fault}"] += 1
+        else:
+            self.verdict.failures.append({"check": check, "cut": cut, "message": fault})
+        return fault is None
+
+    def try_cut(self, found: Examination, kept: Kept, cut: str, *, thorough: bool) -> None:
+        """Make one cut, check it, take it back. `cut` names it; `thorough`: also over the disk and as a saved plan."""
+        model = self.model
+        state, size = probe.state_of(model), count_parameters(model)
+        try:
+            edit = ModelEdit(model, kept, found=found)
+        except MPrunerError as error:
+            self.verdict.refused_cuts.append({"cut": cut, "reason": str(error)})
+            self.record("undo", f"{cut} (refused)", lambda: self._undo_fault(state))
+            return
+        fresh = copy.deepcopy(model) if thorough and "replay" not in self.exempt else None
+        promised = parameters_after(model, kept)[0], size - sum(p.numel() for p in edit.removed_parameters)
+        edit.apply()
+        self.verdict.cuts += 1
+        outputs: probe.Outputs = {}
+        lost: set[int] = set()
+        try:
+            runs = self.record("forward", cut, lambda: self._forward_fault(outputs))
+            self.record("parameters", cut, lambda: _count_fault(model, promised))
+            if runs:
+                self._check_copies(cut, outputs, thorough)
+                self.record("generate", cut, lambda: self._generation_fault(edit))
+                lost = self._lost_gradients(cut)
+                if fresh is not None:
+                    plan = PruningPlan.from_kept(kept, found.stacks)
+                    self.record("replay", cut, lambda: self._replay_fault(fresh, plan, outputs))
+        finally:
+            edit.undo()
+        self.record("undo", cut, lambda: self._undo_fault(state))
+        if not runs:
+            return
+        self.record("skip", cut, lambda: self._skip_fault(found, kept, outputs))
+        if "train" not in self.exempt:
+            self.record("train", cut, lambda: self._train_fault(kept, lost))
+        if find_difference(outputs, self.whole) is None:
+            self._note(f"this forward does not use {' and '.join(kept)}")
+
+    def _forward_fault(self, outputs: probe.Outputs) -> str | None:
+        outputs.update(probe.run(self.model, self.inputs))
+        for name, tensor in outputs.items():
+            if not tensor.isfinite().all() and (name not in self.whole or self.whole[name].isfinite().all()):
+                return f"{name} is not finite"
+        return None
+
+    def _check_copies(self, cut: str, outputs: probe.Outputs, thorough: bool) -> None:
+        """Models that know nothing of the surgery, made of the config and weights that it left."""
+
+        def fault_of(loaded: Any) -> str | None:
+            return find_difference(probe.run(loaded, self.inputs), outputs)
+
+        self.record("rebuild", cut, lambda: fault_of(probe.rebuild(self.model)))
+        if thorough:
+            auto = self.specimen.auto_class
+            loads = probe.save_and_load(self.model, auto)
+            if self.record("reload", cut, lambda: fault_of(next(loads))):
+                self.record("auto", cut, lambda: fault_of(next(loads)))
+            loads.close()
+
+    def _generation_fault(self, edit: ModelEdit) -> str | None:
+        if edit.proof.warning:
+            raise NoReferenceError("hf_mpruner warns that it will not work")
+        return probe.find_generation_fault(self.model, self.inputs, self.generate)
+
+    def _lost_gradients(self, cut: str) -> set[int]:
+        """Parameters that a training step no longer reaches."""
+        if "train" in self.exempt:
+            self.record("train", cut, lambda: None)
+            return set()
+        try:
+            reached = probe.find_reached(self.model, self.inputs)
+        except NoReferenceError:
+            reached = set()
+        return {id(parameter) for parameter in self.model.parameters()} & self.reached - reached
+
+    def _train_fault(self, kept: Kept, lost: set[int]) -> str | None:
+        """A parameter may be out of reach because only removed blocks led there; the skip reference says so as well."""
+        if not lost:
+            return None
+        try:
+            with probe.skipped(self.model, kept):
+                reached = probe.find_reached(self.model, self.inputs)
+        except Exception as error:  # what the skip check reports, says why
+            raise NoReferenceError(f"no skip reference ({one_line(error, 80)})") from error
+        names = [name for name, parameter in self.model.named_parameters() if id(parameter) in lost & reached]
+        return f"not reached any more: {', '.join(names[:3])} ({len(names)} in all)" if names else None
+
+    def _replay_fault(self, fresh: Any, plan: PruningPlan, outputs: probe.Outputs) -> str | None:
+        apply_plan_(fresh, PruningPlan.from_dict(json.loads(json.dumps(plan.to_dict()))))
+        return find_difference(dict(fresh.state_dict()), dict(self.model.state_dict())) or find_difference(
+            probe.run(fresh, self.inputs), outputs
+        )
+
+    def _undo_fault(self, state: dict[str, Any]) -> str | None:
+        now = probe.state_of(self.model)
+        changed = [part for part in state if state[part] != now[part]]
+        if changed:
+            return f"{' and '.join(changed)} of the model are not what they were"
+        return find_difference(probe.run(self.model, self.inputs), self.whole)
+
+    def _skip_fault(self, found: Examination, kept: Kept, outputs: probe.Outputs) -> str | None:
+        followers = {stack.path: getattr(stack, "followers", ()) for stack in found.stacks if stack.path in kept}
+        styles: list[dict[str, Any]] = [{}, {"streams": True}]
+        styles += [{"followers": followers}] if any(followers.values()) else []
+        faults, reasons = [], []
+        for style in styles:
+            try:
+                with probe.skipped(self.model, kept, **style) as bypassed:
+                    expected = probe.run(self.model, self.inputs)
+            except Exception as error:  # code around the blocks may need what a skipped block does not give
+                reasons.append(str(error) if isinstance(error, NoReferenceError) else one_line(error, 160))
+                continue
+            fault = find_difference(outputs, expected, other_depth=True)
+            if fault and find_difference(outputs, expected, other_depth=True, tolerance=ROUNDING) is None:
+                self._note("equals the skip reference up to rounding, not to the bit")
+                fault = None
+            if fault is None:
+                return None
+            faults.append(fault)
+            reasons += ["the model reaches into its blocks instead of calling them"] * bool(bypassed)
+        reasons += ["lists beside the stack shrink with it"] * any(followers.values())
+        if reasons:
+            raise NoReferenceError(reasons[0])
+        return f"not the original with the blocks skipped: {faults[0]}"
+
+    def _note(self, text: str) -> None:
+        if text not in self.verdict.notes:
+            self.verdict.notes.append(text)
+
+
+def _count_fault(model: nn.Module, promised: tuple[int, int]) -> str | None:
+    count = count_parameters(model)
+    if {count} == set(promised):
+        return None
+    return f"{count} parameters; parameters_after says {promised[0]}, removed_parameters leaves {promised[1]}"
