@@ -134,7 +134,7 @@ class PruningReport:
             whole = {path: range(depth) for path, depth in self.record.depths.items()}
             rows.append(self._row("original", paths, whole, self.before, None, ""))
         for round_ in self.rounds:
-            verdict = "refused" if round_.refused else round_.verdict
+            verdict: str = "refused" if round_.refused else round_.verdict
             verdict = verdict if round_.granularity == 1 else f"{verdict}, k={round_.granularity}"
             rows.append(self._row(str(round_.number), paths, round_.kept, round_.after, round_.drop, verdict))
         return header, rows
