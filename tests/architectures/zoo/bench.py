@@ -18,7 +18,6 @@ from hf_mpruner import PruningPlan
 from hf_mpruner.architectures import Examination, count_parameters, parameters_after
 from hf_mpruner.errors import MPrunerError
 from hf_mpruner.surgery import ModelEdit, apply_plan_
-
 from zoo import probe
 from zoo.probe import Kept, NoReferenceError, find_difference, one_line
 

@@ -6,14 +6,16 @@ import json
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+import transformers
 from torch import nn
 
 from hf_mpruner.architectures import BlockStack, examine
 from hf_mpruner.errors import MPrunerError
-
 from zoo.bench import Bench
 from zoo.probe import Kept, find_difference, one_line, weights_of
 
@@ -30,6 +32,23 @@ STATUSES = {
     "timeout": "took too long",
 }
 MOST_FAILURES = 12
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings, log lines and progress bars of transformers: 800 configs have much to say that is nobody's fault."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
 
 
 @dataclass
@@ -69,8 +88,8 @@ def check_type(model_type: str, seed: int = 0) -> Verdict:
     from zoo.tiny import NotBuildable, build_specimen
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        torch.set_num_threads(1)  # tiny tensors are slower on several, and another split has other last bits
+        with quiet():
             specimen = build_specimen(model_type, seed)
     except NotBuildable as error:
         return Verdict(model_type, status="not built", reason=str(error))
@@ -84,8 +103,7 @@ def check_specimen(specimen: Specimen) -> Verdict:
     verdict = Verdict(specimen.model_type, type(specimen.model).__name__)
     if getattr(specimen, "notes", ""):
         verdict.notes.append(specimen.notes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         try:
             bench = Bench(specimen, verdict)
         except Exception as error:  # whatever the model's own code raises

@@ -42,6 +42,7 @@ class _Worker:
         self.served = 0
         environment = {
             **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
             **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TMPDIR": folder, "CUDA_VISIBLE_DEVICES": ""},
             **{"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"},
         }
@@ -158,12 +159,6 @@ def serve_parent(check: str) -> None:
     os.dup2(2, 1)
     limit = GIGABYTES << 30
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # an allocation beyond fails, and only there
-    import torch
-    import transformers
-
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
-    transformers.logging.disable_progress_bar()
     module, _, name = check.partition(":")
     call = getattr(importlib.import_module(module), name)
     _say(answers, "{}")
