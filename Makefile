@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: style quality test test-all docs-check help
+.PHONY: style quality test test-all docs-check zoo help
 
 style:  ## rewrite: sorted imports, one format
 	$(PYTHON) -m ruff check --fix .
@@ -21,6 +21,10 @@ test-all:  ## also the slow ones; still offline, still without an accelerator
 
 docs-check:  ## what the pages and docstrings say
 	$(PYTHON) -m pytest tests/test_docs.py tests/test_floors.py src
+
+zoo:  ## every model type of the installed transformers, and docs/architectures.md from it (half an hour)
+	PYTHONPATH=src:tests/architectures $(PYTHON) -m zoo.sweep --jobs 2 --output runs/zoo.jsonl; swept=$$?; \
+	PYTHONPATH=src:tests/architectures $(PYTHON) -m zoo.table runs/zoo.jsonl --output docs/architectures.md && exit $$swept
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14

@@ -20,6 +20,7 @@ from hf_mpruner.errors import MPrunerError
 from hf_mpruner.surgery import ModelEdit, apply_plan_
 from zoo import probe
 from zoo.probe import Kept, NoReferenceError, find_difference, one_line
+from zoo.skip import find_between, skipped
 
 if TYPE_CHECKING:
     from zoo.checks import Verdict
@@ -121,7 +122,7 @@ class Bench:
         self.record("undo", cut, lambda: self._undo_fault(state))
         if not runs:
             return
-        self.record("skip", cut, lambda: self._skip_fault(found, kept, outputs))
+        self.record("skip", cut, lambda: self._skip_fault(kept, outputs))
         if "train" not in self.exempt:
             self.record("train", cut, lambda: self._train_fault(kept, lost))
         if find_difference(outputs, self.whole) is None:
@@ -169,7 +170,7 @@ class Bench:
         if not lost:
             return None
         try:
-            with probe.skipped(self.model, kept):
+            with skipped(self.model, kept):
                 reached = probe.find_reached(self.model, self.inputs)
         except Exception as error:  # what the skip check reports, says why
             raise NoReferenceError(f"no skip reference ({one_line(error, 80)})") from error
@@ -178,6 +179,8 @@ class Bench:
 
     def _replay_fault(self, fresh: Any, plan: PruningPlan, outputs: probe.Outputs) -> str | None:
         apply_plan_(fresh, PruningPlan.from_dict(json.loads(json.dumps(plan.to_dict()))))
+        if fresh.config.to_dict() != self.model.config.to_dict():
+            return "the configs differ"
         return find_difference(dict(fresh.state_dict()), dict(self.model.state_dict())) or find_difference(
             probe.run(fresh, self.inputs), outputs
         )
@@ -189,27 +192,30 @@ class Bench:
             return f"{' and '.join(changed)} of the model are not what they were"
         return find_difference(probe.run(self.model, self.inputs), self.whole)
 
-    def _skip_fault(self, found: Examination, kept: Kept, outputs: probe.Outputs) -> str | None:
-        followers = {stack.path: getattr(stack, "followers", ()) for stack in found.stacks if stack.path in kept}
+    def _skip_fault(self, kept: Kept, outputs: probe.Outputs) -> str | None:
         styles: list[dict[str, Any]] = [{}, {"streams": True}]
-        styles += [{"followers": followers}] if any(followers.values()) else []
         faults, reasons = [], []
         for style in styles:
             try:
-                with probe.skipped(self.model, kept, **style) as bypassed:
+                with skipped(self.model, kept, **style) as bypassed:
                     expected = probe.run(self.model, self.inputs)
             except Exception as error:  # code around the blocks may need what a skipped block does not give
                 reasons.append(str(error) if isinstance(error, NoReferenceError) else one_line(error, 160))
                 continue
-            fault = find_difference(outputs, expected, other_depth=True)
-            if fault and find_difference(outputs, expected, other_depth=True, tolerance=ROUNDING) is None:
-                self._note("equals the skip reference up to rounding, not to the bit")
-                fault = None
+            if find_difference(outputs, expected, other_depth=True) is None:
+                return None
+            fault = find_difference(outputs, expected, other_depth=True, tolerance=ROUNDING)
             if fault is None:
+                self._note("equals the skip reference up to rounding, not to the bit")
                 return None
             faults.append(fault)
             reasons += ["the model reaches into its blocks instead of calling them"] * bool(bypassed)
-        reasons += ["lists beside the stack shrink with it"] * any(followers.values())
+            if not any("between" in style for style in styles):
+                between = {path: find_between(self.model, self.inputs, path) for path in kept}
+                names = sorted({name for names in between.values() for name in names})
+                styles += [{"between": between}] * bool(names)
+                styles += [{"between": {path: names & {n} for path, names in between.items()}} for n in names[:6]]
+                reasons += [f"the model runs {names[0]} between its blocks"] if names else []
         if reasons:
             raise NoReferenceError(reasons[0])
         return f"not the original with the blocks skipped: {faults[0]}"

@@ -57,6 +57,7 @@ class Verdict:
 
     Args:
         stacks: what was found, one dict a stack: path, block, depth, count, pinned, period, followers.
+        left_whole: lists of blocks that are in no stack.
         refusals: why something that looked like a stack is none.
         cuts: how many cuts were tried and done.
         refused_cuts: cuts refused although each stack can be cut, one dict each: cut, reason.
@@ -71,6 +72,7 @@ class Verdict:
     status: str = ""
     reason: str = ""
     stacks: list[dict[str, Any]] = field(default_factory=list)
+    left_whole: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     cuts: int = 0
     refused_cuts: list[dict[str, str]] = field(default_factory=list)
@@ -129,8 +131,9 @@ def _judge(bench: Bench, verdict: Verdict) -> None:
         return
     verdict.refusals = list(found.refusals)
     verdict.stacks = [_describe(stack) for stack in found.stacks]
+    verdict.left_whole = find_left_whole(bench.model, found.stacks)
     if not found.stacks:
-        verdict.status = "refused" if has_block_lists(bench.model) else "none"
+        verdict.status = "refused" if verdict.left_whole else "none"
         return
     cuts = list(find_cuts(found.stacks))
     for number, kept in enumerate(cuts):
@@ -152,14 +155,19 @@ def _describe(stack: BlockStack) -> dict[str, Any]:
     }
 
 
-def has_block_lists(model: nn.Module) -> bool:
-    """Whether a model has a list of two or more modules of one class that is not torch's own."""
-    return any(
-        len(kinds) > 1 and len(set(kinds)) == 1 and not kinds[0].__module__.startswith("torch.")
-        for kinds in (
-            [type(child) for child in module] for module in model.modules() if isinstance(module, nn.ModuleList)
-        )
-    )
+def find_left_whole(model: nn.Module, stacks: Sequence[BlockStack]) -> list[str]:
+    """Outermost lists of two or more modules of one class, not torch's own, that no stack covers.
+
+    Found by looks alone, so that a stack which hf_mpruner passes over in silence is seen as well.
+    """
+    taken = [path for stack in stacks for path in (stack.path, *getattr(stack, "followers", ()))]
+    found: list[str] = []
+    for path, module in model.named_modules():
+        kinds = {type(child) for child in module} if isinstance(module, nn.ModuleList) and len(module) > 1 else set()
+        related = any(f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in taken + found)
+        if len(kinds) == 1 and not related and not next(iter(kinds)).__module__.startswith("torch."):
+            found.append(path)
+    return found
 
 
 def find_removals(stack: BlockStack) -> list[tuple[int, ...]]:

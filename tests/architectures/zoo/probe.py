@@ -6,14 +6,13 @@ import copy
 import inspect
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 Outputs = dict[str, torch.Tensor]
@@ -68,7 +67,7 @@ def find_difference(
     `tolerance` is relative to the output's largest value. `other_depth`: leave out what has an entry for each layer.
     """
     if other_depth:
-        given, wanted = _without_layers(given), _without_layers(wanted)
+        given, wanted = _without_layers(given, wanted), _without_layers(wanted, given)
     if given.keys() != wanted.keys() or not given:
         return f"outputs {sorted(given)} instead of {sorted(wanted)}"
     for name, tensor in given.items():
@@ -82,12 +81,19 @@ def find_difference(
     return None
 
 
-def _without_layers(outputs: Outputs) -> Outputs:
+def _without_layers(outputs: Outputs, other: Outputs) -> Outputs:
+    """Without outputs for each layer: known by name, or a tuple that is longer in one model than in the other."""
     main = next(iter(outputs), None)
+    sizes, others = (Counter(name.partition(".")[0] for name in names) for names in (outputs, other))
     return {
         name: tensor
         for name, tensor in outputs.items()
-        if name == main or name.endswith("last_hidden_state") or not any(word in name for word in PER_LAYER_OUTPUTS)
+        if name == main
+        or name.endswith("last_hidden_state")
+        or not (
+            any(word in name for word in PER_LAYER_OUTPUTS)
+            or sizes[name.partition(".")[0]] != others[name.partition(".")[0]] > 0
+        )
     }
 
 
@@ -98,86 +104,6 @@ def _kind(tensor: torch.Tensor) -> str:
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     kind = one.dtype if one.is_floating_point() or one.is_complex() else torch.float64
     return float((one.to(kind).nan_to_num(7.0) - other.to(kind).nan_to_num(7.0)).abs().max())
-
-
-@contextmanager
-def skipped(
-    model: PreTrainedModel, kept: Kept, *, streams: bool = False, followers: Mapping[str, Sequence[str]] | None = None
-) -> Iterator[set[str]]:
-    """Let the blocks that are not kept hand on what they were given; yields those whose parts run without them.
-
-    The hidden states stand first in a block's output, and what else is there stays. `streams`: a block with several
-    streams hands on each, matched by shape. Members of `followers` (paths by stack) add nothing: they return zeros.
-    """
-    ran: set[str] = set()
-    bypassed: set[str] = set()  # filled as the model runs: code reaches into these blocks instead of calling them
-    hooks = []
-
-    def hook(module: nn.Module, call: Any, **settings: Any) -> None:
-        hooks.append(module.register_forward_hook(call, **settings))
-
-    def enter(name: str) -> Any:
-        return lambda module, args: ran.add(name)
-
-    def inside(name: str) -> Any:
-        return lambda module, args, output: None if name in ran else bypassed.add(name)
-
-    def pass_on(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        return _handed_on(args, kwargs, output, streams)
-
-    def silence(module: nn.Module, args: Any, output: Any) -> Any:
-        return torch.zeros_like(output) if isinstance(output, torch.Tensor) else output
-
-    for path, layers in kept.items():
-        for number, block in enumerate(model.get_submodule(path)):
-            if number in layers:
-                continue
-            hooks.append(block.register_forward_pre_hook(enter(f"{path}.{number}")))
-            for part in list(block.modules())[1:]:
-                hook(part, inside(f"{path}.{number}"))
-            hook(block, pass_on, with_kwargs=True)
-            lists = [list(model.get_submodule(follower)) for follower in (followers or {}).get(path, ())]
-            for members in lists:
-                if number < len(members):
-                    hook(members[number], silence)
-    try:
-        yield bypassed
-    finally:
-        for handle in hooks:
-            handle.remove()
-
-
-def _handed_on(args: Any, kwargs: Mapping[str, Any], output: Any, streams: bool) -> Any:
-    named = {"hidden_states": kwargs["hidden_states"], **kwargs} if "hidden_states" in kwargs else kwargs
-    given = [value for value in (*args, *named.values()) if _is_float(value)]
-    if not given:
-        raise NoReferenceError("a block is given no tensor")
-    if isinstance(output, torch.Tensor):
-        return _checked(given[0], output)
-    is_mapping = isinstance(output, Mapping)
-    items = list(output.values()) if is_mapping else list(output) if isinstance(output, tuple | list) else []
-    if not items or not _is_float(items[0]):
-        raise NoReferenceError(f"a block returns a {type(output).__name__}")
-    if streams:
-        for place, item in enumerate(items):
-            match = next((n for n, value in enumerate(given) if _is_float(item) and value.shape == item.shape), None)
-            if match is not None and item.ndim > 2:
-                items[place] = given.pop(match)
-    else:
-        items[0] = _checked(given[0], items[0])
-    if is_mapping:
-        return type(output)(**dict(zip(output.keys(), items, strict=True)))
-    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def _checked(hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    if hidden.shape != output.shape:
-        raise NoReferenceError(f"a block turns {list(hidden.shape)} into {list(output.shape)}")
-    return hidden
 
 
 def find_reached(model: PreTrainedModel, inputs: Mapping[str, Any]) -> set[int]:

@@ -101,7 +101,7 @@ def sweep(
     types: Iterable[str],
     *,
     jobs: int = 1,
-    timeout: float = 60.0,
+    timeout: float = 120.0,
     seed: int = 0,
     check: str = CHECK,
     report: Callable[[Result], None] = lambda result: None,
@@ -218,7 +218,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--types", metavar="A,B", help="these model types instead of all")
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="every N-th type from the I-th on")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for a type")
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds for a type")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and inputs")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a line of JSON for each type")
     parser.add_argument("--resume", action="store_true", help="keep what the output holds, check the rest")

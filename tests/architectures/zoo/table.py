@@ -88,11 +88,12 @@ def _totals(rows: Sequence[Result]) -> str:
     lines = [(status, str(counts[status]), meaning) for status, meaning in STATUSES.items() if counts[status]]
     built = len(rows) - counts["not built"]
     stacked = built - counts["none"]
+    partly = sum(row["status"] == "right" and bool(row.get("left_whole")) for row in rows)
     share = f"{counts['right'] / stacked:.1%}" if stacked else "none"
     return (
         _table(("status", "types", "meaning"), lines)
         + f"\n{len(rows)} types, of which {built} were built and {stacked} have a list of blocks; {share} of these are "
-        "right.\n"
+        f"right. In {partly} of the right ones another list of blocks is left whole (see the remarks).\n"
     )
 
 
@@ -129,13 +130,19 @@ def _remarks(row: Result) -> str:
         parts.append(row["reason"])
     if row["status"] in ("refused", "none"):
         parts += row["refusals"][:2] or [cut["reason"] for cut in row["refused_cuts"][:1]]
-    elif row.get("refusals"):
-        parts.append(f"left whole: {row['refusals'][0]}")
+    else:
+        parts += [f"left whole: {_find_reason(path, row['refusals'])}" for path in row.get("left_whole", ())[:3]]
     if row["status"] == "right" and row.get("refused_cuts"):
         parts.append(f"one refused cut: {row['refused_cuts'][0]['cut']}: {row['refused_cuts'][0]['reason']}")
     parts += _unchecked(row)
     parts += row.get("notes", ())
     return "<br>".join(_escape(_shorten(part)) for part in dict.fromkeys(parts))
+
+
+def _find_reason(path: str, refusals: Sequence[str]) -> str:
+    """The refusal that names a list or something in it."""
+    named = (reason for reason in refusals if re.search(rf"'{re.escape(path)}['.]", reason))
+    return next(named, f"'{path}'")
 
 
 def _pins(row: Result) -> Iterable[str]:
