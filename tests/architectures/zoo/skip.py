@@ -117,10 +117,13 @@ def _handed_on(args: Any, kwargs: Mapping[str, Any], output: Any, streams: bool)
     if not items or not _is_float(items[0]):
         raise NoReferenceError(f"a block returns a {type(output).__name__}")
     if streams:
+        left = len(given)
         for place, item in enumerate(items):
             match = next((n for n, value in enumerate(given) if _is_float(item) and value.shape == item.shape), None)
             if match is not None and item.ndim > 2:
                 items[place] = given.pop(match)
+        if left == len(given):
+            raise NoReferenceError("no output of a block has the shape of an input")
     else:
         items[0] = _checked(given[0], items[0])
     if is_mapping:

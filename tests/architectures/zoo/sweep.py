@@ -241,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = read_results(args.output) if args.resume and args.output else []
     done = [result for result in known if result["model_type"] in names]
     left = [name for name in names if name not in {result["model_type"] for result in known}]
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     output = args.output.open("w") if args.output else None
     bar = tqdm(total=len(left), unit="type", disable=not sys.stderr.isatty())
 
