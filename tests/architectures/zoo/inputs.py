@@ -9,10 +9,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from zoo import overrides
-from zoo.sizes import FIRST_TEXT_TOKEN, IMAGE, STAGED_IMAGE, VOCABULARY
+from zoo.sizes import FIRST_TEXT_TOKEN, IMAGE, STAGED_IMAGE, VOCABULARY, WIDTH
 
 BATCH = 2
 LENGTH = 9
+KINDS = ("image", "video", "audio")
+"""As `mm_token_type_ids` counts them, from 1."""
 
 
 def walk(config: PreTrainedConfig) -> list[PreTrainedConfig]:
@@ -123,8 +125,12 @@ def make_pixels(maker: Maker, names: list[str]) -> dict[str, Any]:
         patches = maker.patches(torch.tensor([[1, 4, 4]] * BATCH)).unflatten(0, (BATCH, 16))
         found = {"pixel_values": patches, "spatial_shapes": torch.tensor([[4, 4]] * BATCH)}
         return {**found, "pixel_attention_mask": torch.ones(BATCH, 16, dtype=torch.long)}
-    made: dict[str, Any] = {"pixel_values": maker.image()}
-    if "image_sizes" in names:
+    frames = maker.number("num_frames", default=0)
+    if "pixel_attention_mask" in names:  # several images per row
+        made: dict[str, Any] = {"pixel_values": maker.image(BATCH, 1)}
+    else:
+        made = {"pixel_values": maker.image(BATCH, frames) if frames else maker.image()}
+    if "image_sizes" in names and maker.vision.model_type == "pixtral":
         made["image_sizes"] = torch.tensor([list(maker.image_side())] * BATCH)
     return made
 
@@ -162,9 +168,10 @@ def put_tokens(maker: Maker, made: dict[str, Any], token: int, count: int) -> No
     holes = torch.full((BATCH, count), token)
     made["input_ids"] = torch.cat([ids[:, :1], holes, ids[:, 1:]], dim=1)
     made["attention_mask"] = torch.ones_like(made["input_ids"])
+    kinds = {token: number for number, kind in enumerate(KINDS) if (token := find_token(maker, kind)) is not None}
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in maker.parameters:
-            made[name] = (made["input_ids"] == token).long()
+            made[name] = sum((made["input_ids"] == token).long() * (number + 1) for token, number in kinds.items())
 
 
 def add_features(maker: Maker, made: dict[str, Any], kind: str, data: dict[str, Any]) -> bool:
@@ -180,19 +187,28 @@ def add_features(maker: Maker, made: dict[str, Any], kind: str, data: dict[str, 
     return True
 
 
+def get_required(function: Any) -> list[str]:
+    return [name for name, value in inspect.signature(function).parameters.items() if value.default is value.empty]
+
+
 def make_audio(maker: Maker, names: list[str]) -> dict[str, Any]:
+    """Sound in the form that a function with these parameters wants."""
     made: dict[str, Any] = {}
     if "input_features" in names:
         bins = maker.number(
             "feature_projection_input_dim", "num_mel_bins", "feature_size", "input_feat_per_channel", default=80
         )
         positions = maker.find("max_source_positions")
-        if (positions and "whisper" in type(maker.model).__module__) or "qwen" in maker.model_type:
+        if isinstance(positions, int) and "speech_to_text" not in maker.model_type:
             made["input_features"] = maker.noise(BATCH, bins, positions * 2)
         else:
             made["input_features"] = maker.noise(BATCH, 64, bins)
-    if "input_values" in names:
-        made["input_values"] = maker.noise(BATCH, 1200)
+        for name in ("feature_attention_mask", "input_features_mask"):
+            if name in names:
+                made[name] = torch.ones(BATCH, max(made["input_features"].shape[1:]), dtype=torch.long)
+    elif "input_values" in names:
+        mono = any(maker.find(name) is not None for name in ("audio_channels", "codebook_size", "upsampling_ratios"))
+        made["input_values"] = maker.noise(BATCH, 1, 960) if mono else maker.noise(BATCH, 1200)
     return made
 
 
@@ -200,49 +216,66 @@ def make_inputs(model: PreTrainedModel, model_type: str, seed: int) -> tuple[dic
     """Inputs for one forward, and what of the model they leave out."""
     maker = Maker(model, model_type, seed)
     special = overrides.INPUTS.get(model_type, {})
-    if callable(special):
-        return special(maker), maker.notes
-    made = {} if special.get("only") else guess(maker)
-    for name, value in special.items():
-        if name == "only":
-            continue
-        if value is None:
-            made.pop(name, None)
-        elif isinstance(value, tuple):
-            made[name] = maker.noise(*value)
-        elif isinstance(value, list):
-            made[name] = torch.tensor(value)
-        else:
-            made[name] = value(maker) if callable(value) else value
+    parts = {kind: fill(maker, special[kind]) for kind in ("image", "audio", "video") if kind in special}
+    rest = {name: value for name, value in special.items() if name not in (*parts, "only", "notes")}
+    made = {} if special.get("only") else guess(maker, parts)
+    made.update(fill(maker, rest))
+    maker.notes = special.get("notes", maker.notes)
+    made = {name: value for name, value in made.items() if value is not None}
+    if not made:
+        raise ValueError(f"no inputs for {model.main_input_name}: {maker.parameters}")
     return {name: value for name, value in made.items() if name in maker.parameters}, maker.notes
 
 
-def guess(maker: Maker) -> dict[str, Any]:
+def fill(maker: Maker, values: dict[str, Any]) -> dict[str, Any]:
+    """Tensors for what the table of overrides says."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, tuple):
+            found[name] = maker.noise(*value)
+        elif isinstance(value, list):
+            found[name] = torch.tensor(value)
+        else:
+            found[name] = value(maker) if callable(value) else value
+    return found
+
+
+def guess(maker: Maker, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Text, pictures, sound: what the signature asks for."""
     names, main = maker.parameters, maker.model.main_input_name
     made = make_text(maker)
-    if (
-        main in ("input_features", "input_values")
-        or (not made
-        and ("input_features" in names or "input_values" in names))
-    ):
-        made.update(make_audio(maker, names))
+    has_sound = "input_features" in names or "input_values" in names
+    if main in ("input_features", "input_values") or (not made and has_sound):
+        made.update(parts.get("audio") or make_audio(maker, names))
     if main == "pixel_values_videos":
         made["pixel_values_videos"] = maker.image(BATCH, maker.number("frames_per_clip", default=2))
-    elif "pixel_values" in names or "grid_thw" in names:
-        pixels = make_pixels(maker, names)
+    elif "pixel_values" in names or "grid_thw" in names or "image" in parts:
+        pixels = parts["image"] if "image" in parts else make_pixels(maker, names)
         if "input_ids" not in made:
             made.update(pixels)
-        elif not add_features(maker, made, "image", pixels):
-            if find_token(maker, "image") is not None:
+        elif pixels and not add_features(maker, made, "image", pixels):
+            if find_token(maker, "image") is not None and "pixel_values" not in get_required(maker.model.forward):
                 maker.notes = "no pixels"
             else:
                 made.update(pixels)
-    if "encoder_hidden_states" in names and not made.get("input_ids", None) is not None:
+    if has_sound and main == "input_ids" and find_token(maker, "audio") is not None:
+        sound = parts["audio"] if "audio" in parts else make_audio(maker, names)
+        if not sound or not add_features(maker, made, "audio", sound):
+            maker.notes += " no sound"
+    add_hidden(maker, made)
+    return made
+
+
+def add_hidden(maker: Maker, made: dict[str, Any]) -> None:
+    """Hidden states, for parts of models that are models of their own."""
+    names, required = maker.parameters, get_required(maker.model.forward)
+    width = maker.number("hidden_size", "d_model", default=WIDTH)
+    for name in ("inputs_embeds", "hidden_states"):
+        if not made and name in names and name in (*required, maker.model.main_input_name, "inputs_embeds"):
+            made[name] = maker.noise(BATCH, LENGTH, width)
+    if "encoder_hidden_states" in names and "input_ids" not in made:
         made["encoder_hidden_states"] = maker.noise(
-            BATCH, 7, maker.number("encoder_hidden_size", "hidden_size", default=32)
+            BATCH, 7, maker.number("encoder_hidden_size", "hidden_size", default=WIDTH)
         )
         if "query_embeds" in names:
-            made["query_embeds"] = maker.noise(BATCH, 4, maker.number("hidden_size", default=32))
-    if not made:
-        raise ValueError(f"no inputs for {main}: {names}")
-    return made
+            made["query_embeds"] = maker.noise(BATCH, 4, width)

@@ -16,6 +16,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from zoo.overrides import CONFIGS
+
 DEPTH = 5
 DECODER_DEPTH = 4
 WIDTH = 32
@@ -48,7 +50,7 @@ is_depth = matches(
     r"|text_encoder)_(num_|hidden_)*(layers|depth|blocks)|[lxr]_layers|num_mel_attn_blocks|resampler_depth|n_layer)$"
 )
 is_no_depth = matches(
-    r"^(num_(sparse|conv|lstm|feat|mtp|adapter|kv|dense|fov|first|last|global|pooler|timestamp|resnet|t2u_sparse)\w*|\w*(predictor|postnet|prenet|wavenet|proj)_\w*layers)$"
+    r"^(num_(sparse|conv|lstm|feat|mtp|adapter|kv|dense|fov|first|last|global|pooler|timestamp|resnet|t2u_sparse|encoder_blocks)\w*|\w*(predictor|postnet|prenet|wavenet|proj)_\w*layers)$"
 )
 is_kv_heads = matches(r"(key_value_heads|kv_heads|num_key_value_attention_heads|multi_query_group_num)$")
 is_head_width = matches(
@@ -104,15 +106,17 @@ def shrink_number(name: str, value: int, tokens: TokenIds, big_image: bool) -> i
         (is_heads, lambda: min(value, HEADS)),
         (is_rank, lambda: min(value, HEAD_WIDTH)),
         (is_feed_forward, lambda: min(value, FEED_FORWARD)),
+        (matches(r"^max_source_positions$"), lambda: min(value, 16)),
         (is_positions, lambda: min(value, 128)),
         (is_width, lambda: min(value, WIDTH)),
         (
             matches(r"^(image_size|input_size|pretrain_image_size|img_size|crop_size)$"),
             lambda: image_side(value, big_image),
         ),
+        (matches(r"^window_size$"), lambda: 16 if value > 32 else min(value, 2)),
         (matches(r"^patch_size$"), lambda: 8 if value > 8 else value),
         (matches(r"^(d_state|ssm_state_size|state_size|mamba_d_state)$"), lambda: min(value, 8)),
-        (matches(r"^(mamba_)?(chunk_size|chunk_length)$"), lambda: min(value, 8)),
+        (matches(r"^(mamba_)?(chunk_size)$"), lambda: min(value, 8)),
         (matches(r"^num_mel_bins$|^n_mels$|^num_mel_bins"), lambda: min(value, 16)),
         (matches(r"^(sliding_window\w*|attention_window|local_attention)$"), lambda: min(value, 8)),
         (matches(r"^(num_queries|num_query_tokens|num_detection_tokens|num_latents)$"), lambda: min(value, 6)),
@@ -226,13 +230,15 @@ def tiny_arguments(
         overrides: What the rules cannot guess, nested as the config is.
         fresh: Whether `built` holds only defaults of its class; a parent may have given a sub-config others.
     """
-    overrides = overrides or {}
     config_class = type(built)
+    overrides = merge(CONFIGS.get(config_class.model_type, {}), overrides or {})
     given = field_defaults(config_class)
     arguments: dict[str, Any] = {}
     if not fresh:
         usual = usual_config(config_class)
         for name in given:
+            if name.startswith("_"):
+                continue
             value = vars(built).get(name)
             if usual is not None and is_plain(value) and value != vars(usual).get(name):
                 given[name] = arguments[name] = value
@@ -241,6 +247,7 @@ def tiny_arguments(
         new = shrink_field(name, value, tokens, big_image)
         if new is not None:
             arguments[name] = new
+    arguments.update(fit_heads(built, given, arguments))
     if "kv_lora_rank" in given and "num_key_value_heads" in arguments:  # latent attention has no grouped heads
         arguments["num_key_value_heads"] = arguments["num_attention_heads"]
     arguments.update(shrink_layers(built, given, arguments, overrides))
@@ -272,6 +279,31 @@ def replace_timm(backbone: PreTrainedConfig, tokens: TokenIds) -> dict[str, Any]
         "backbone": None,
         "use_pretrained_backbone": False,
     }
+
+
+def fit_heads(built: PreTrainedConfig, given: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Head counts and widths that fit one another."""
+    heads, found = given.get("num_heads"), {}
+    if isinstance(heads, (list, tuple)) and isinstance(given.get("embed_dim"), int):
+        found["embed_dim"] = HEAD_WIDTH * heads[0]
+    if "num_attention_heads" in arguments and isinstance(arguments.get("hidden_size"), int):
+        for name, value in (("head_dim", HEAD_WIDTH), ("num_key_value_heads", arguments["num_attention_heads"])):
+            if name in given and vars(built).get(name) is None:
+                found[name] = value
+    if "vocab_size" in given and built.vocab_size is None:
+        found["vocab_size"] = VOCABULARY
+    if "depths" in given and "num_hidden_layers" in given:  # counts stages
+        found["num_hidden_layers"] = given["num_hidden_layers"]
+    return found
+
+
+def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Both, nested; where both hold a value, the second's."""
+    merged = {name: value for name, value in first.items() if name != "_base"}
+    for name, value in second.items():
+        both = isinstance(merged.get(name), dict) and isinstance(value, dict)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
 
 
 def sub_config_names(built: PreTrainedConfig) -> list[str]:
@@ -324,7 +356,7 @@ def shrink_layers(
     """The fields that hold one value per layer, or layer indices: all with the same chosen layers."""
     depth = find_depth(built)
     if depth is None:
-        return {}
+        return shrink_taps(built, given, overrides, None, None)
     held = {name: vars(built).get(name) for name in given if name not in overrides}
     lists = {
         name: value
@@ -351,17 +383,20 @@ def shrink_layers(
             found[name] = move_indices(value, depth, new)
         elif name == "rope_parameters" and isinstance(value, dict):
             found.update(shrink_rope(value, built))
-    out_indices = getattr(built, "_out_indices", None)
-    stages = getattr(built, "stage_names", None)
-    if (
-        out_indices
-        and stages
-        and len(stages) == depth + 1
-        and "out_indices" not in overrides
-        and "depths" not in given
-    ):
-        found["out_indices"] = move_indices(list(out_indices), depth + 1, new + 1)
+    found.update(shrink_taps(built, given, overrides, depth, new))
     return found
+
+
+def shrink_taps(
+    built: PreTrainedConfig, given: dict[str, Any], overrides: dict[str, Any], old: int | None, new: int | None
+) -> dict[str, Any]:
+    """Stages that a backbone hands out, where it was told which."""
+    taps, stages = vars(built).get("_out_indices"), getattr(built, "stage_names", None)
+    if not taps or not stages or "out_indices" in overrides or "out_features" in overrides:
+        return {}
+    if old is not None and new is not None and len(stages) == old + 1 and "depths" not in given:
+        return {"out_indices": move_indices(list(taps), old + 1, new + 1)}
+    return {"out_indices": list(taps)} if list(taps) != [len(stages) - 1] else {}
 
 
 def shrink_rope(rope: dict[str, Any], built: PreTrainedConfig) -> dict[str, Any]:
@@ -384,10 +419,9 @@ def shrink_rope(rope: dict[str, Any], built: PreTrainedConfig) -> dict[str, Any]
     return {"rope_parameters": small} if changed else {}
 
 
-def tiny_config(config_class: type[PreTrainedConfig], overrides: dict[str, Any] | None = None) -> PreTrainedConfig:
+def tiny_config(config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
     """A config of the class with the sizes of a toy."""
-    overrides = dict(overrides or {})
-    base = overrides.pop("_base", {})
+    base = CONFIGS.get(config_class.model_type, {}).get("_base", {})
     built = config_class(**copy.deepcopy(base))
-    arguments = tiny_arguments(built, TokenIds(), overrides)
+    arguments = tiny_arguments(built, TokenIds())
     return config_class(**{**{name: value for name, value in base.items() if name not in arguments}, **arguments})

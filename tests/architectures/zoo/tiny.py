@@ -162,7 +162,7 @@ def randomize_(model: PreTrainedModel, seed: int) -> None:
 
 
 def build_config(model_type: str) -> PreTrainedConfig:
-    return tiny_config(CONFIG_MAPPING[model_type], overrides.CONFIGS.get(model_type))
+    return tiny_config(CONFIG_MAPPING[model_type])
 
 
 def build_specimen(model_type: str, seed: int = 0) -> Specimen:
