@@ -162,7 +162,19 @@ def test_an_unbroken_cut_is_right() -> None:
     assert verdict.status == "right", verdict.failures
     assert not verdict.not_applicable
     assert verdict.passed.keys() == {
-        *("forward", "parameters", "rebuild", "reload", "auto", "skip", "generate", "train", "replay", "undo")
+        *(
+            "forward",
+            "parameters",
+            "preview",
+            "rebuild",
+            "reload",
+            "auto",
+            "skip",
+            "generate",
+            "train",
+            "replay",
+            "undo",
+        )
     }
     assert Verdict(**json.loads(verdict.to_json())) == verdict
 

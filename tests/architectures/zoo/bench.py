@@ -67,7 +67,9 @@ class Bench:
 
         prepare("rebuild", lambda: same(probe.rebuild(self.model)))
         prepare("reload", lambda: [same(loaded) for loaded in probe.save_and_load(self.model, None)])
-        if self.specimen.auto_class is None:
+        if auto := self.specimen.auto_class:
+            prepare("auto", lambda: [same(loaded) for loaded in probe.save_and_load(self.model, auto)])
+        else:
             self.exempt["auto"] = "no Auto class loads it"
         self.reached = prepare("train", lambda: probe.find_reached(self.model, self.inputs)) or set()
         self.generate = prepare("generate", lambda: probe.find_generator(self.model, self.inputs))
@@ -102,14 +104,15 @@ class Bench:
             self.record("undo", f"{cut} (refused)", lambda: self._undo_fault(state))
             return
         fresh = copy.deepcopy(model) if thorough and "replay" not in self.exempt else None
-        promised = parameters_after(model, kept)[0], size - sum(p.numel() for p in edit.removed_parameters)
+        left, promised = size - sum(p.numel() for p in edit.removed_parameters), parameters_after(model, kept)[0]
         edit.apply()
         self.verdict.cuts += 1
         outputs: probe.Outputs = {}
         lost: set[int] = set()
         try:
             runs = self.record("forward", cut, lambda: self._forward_fault(outputs))
-            self.record("parameters", cut, lambda: _count_fault(model, promised))
+            self.record("parameters", cut, lambda: _count_fault(model, left, "removed_parameters"))
+            self.record("preview", cut, lambda: _count_fault(model, promised, "parameters_after"))
             if runs:
                 self._check_copies(cut, outputs, thorough)
                 self.record("generate", cut, lambda: self._generation_fault(edit))
@@ -226,8 +229,6 @@ class Bench:
             self.verdict.notes.append(text)
 
 
-def _count_fault(model: nn.Module, promised: tuple[int, int]) -> str | None:
+def _count_fault(model: nn.Module, promised: int, source: str) -> str | None:
     count = count_parameters(model)
-    if {count} == set(promised):
-        return None
-    return f"{count} parameters; parameters_after says {promised[0]}, removed_parameters leaves {promised[1]}"
+    return None if count == promised else f"{count} parameters, but {promised} by {source}"

@@ -150,8 +150,8 @@ def _describe(stack: BlockStack) -> dict[str, Any]:
         "depth": stack.depth,
         "count": str(stack.count),
         "pinned": {str(layer): reason for layer, reason in stack.pinned.items()},
-        "period": getattr(stack, "period", 1),
-        "followers": list(getattr(stack, "followers", ())),
+        "period": stack.period,
+        "followers": [follower.path for follower in stack.followers],
     }
 
 
@@ -160,7 +160,7 @@ def find_left_whole(model: nn.Module, stacks: Sequence[BlockStack]) -> list[str]
 
     Found by looks alone, so that a stack which hf_mpruner passes over in silence is seen as well.
     """
-    taken = [path for stack in stacks for path in (stack.path, *getattr(stack, "followers", ()))]
+    taken = [path for stack in stacks for path in (stack.path, *(follower.path for follower in stack.followers))]
     found: list[str] = []
     for path, module in model.named_modules():
         kinds = {type(child) for child in module} if isinstance(module, nn.ModuleList) and len(module) > 1 else set()
@@ -178,12 +178,13 @@ def find_removals(stack: BlockStack) -> list[tuple[int, ...]]:
         >>> find_removals(BlockStack("h", "Block", 5, ConfigField("n_layer"), pinned={0: "opens the stack"}))
         [(1,), (3,), (4,), (1, 2), (1, 4)]
     """
-    period, layers = getattr(stack, "period", 1), set(stack.prunable)
+    period, layers = stack.period, set(stack.prunable)
     runs = [tuple(range(start, start + period)) for start in range(stack.depth - period + 1)]
     runs = [run for run in runs if layers.issuperset(run)]
     removals = [runs[0], runs[len(runs) // 2], runs[-1]] if runs else []
-    if period > 1 and stack.depth - 1 in layers:
-        removals.append((stack.depth - 1,))
+    if period > 1:  # from the end, any number may go
+        ends = [tuple(range(stack.depth - number, stack.depth)) for number in (1, 2)]
+        removals += [end for end in ends if layers.issuperset(end)]
     removals += [one + other for one in runs for other in runs if other[0] == one[-1] + 1][:1]
     if runs and runs[-1][0] > runs[0][-1] + 1:
         removals.append(runs[0] + runs[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,8 @@ def skipped(
     ran: set[str] = set()
     bypassed: set[str] = set()  # filled as the model runs: code reaches into these blocks instead of calling them
     silent: set[str] = set()
-    hooks = []
+    hooks: list[Any] = []
+    replaced: list[nn.Module] = []
 
     def enter(name: str, path: str) -> Any:
         def note(module: nn.Module, args: Any) -> None:
@@ -38,12 +40,19 @@ def skipped(
     def inside(name: str) -> Any:
         return lambda module, args, output: None if name in ran else bypassed.add(name)
 
-    def pass_on(path: str) -> Any:
-        def replace(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def pass_on(block: nn.Module, path: str) -> None:
+        """In the block's forward, not in a hook: transformers records hidden states in hooks of its own."""
+        original = block.forward
+
+        @functools.wraps(original)
+        def replace(*args: Any, **kwargs: Any) -> Any:
+            copies = [_copy(value) for value in args], {name: _copy(value) for name, value in kwargs.items()}
+            output = original(*copies[0], **copies[1])
             silent.update((between or {}).get(path, ()))
             return _handed_on(args, kwargs, output, streams)
 
-        return replace
+        vars(block)["forward"] = replace
+        replaced.append(block)
 
     def silence(name: str) -> Any:
         def replace(module: nn.Module, args: Any, output: Any) -> Any:
@@ -59,12 +68,14 @@ def skipped(
             hooks.append(block.register_forward_pre_hook(enter(f"{path}.{number}", path)))
             if number not in layers:
                 hooks += [p.register_forward_hook(inside(f"{path}.{number}")) for p in list(block.modules())[1:]]
-                hooks.append(block.register_forward_hook(pass_on(path), with_kwargs=True))
+                pass_on(block, path)
     for name in {name for names in (between or {}).values() for name in names}:
         hooks.append(model.get_submodule(name).register_forward_hook(silence(name)))
     try:
         yield bypassed
     finally:
+        for block in replaced:
+            del vars(block)["forward"]
         for handle in hooks:
             handle.remove()
 
@@ -129,6 +140,11 @@ def _handed_on(args: Any, kwargs: Mapping[str, Any], output: Any, streams: bool)
     if is_mapping:
         return type(output)(**dict(zip(output.keys(), items, strict=True)))
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+
+
+def _copy(value: Any) -> Any:
+    """A block may write into what it is given."""
+    return value.clone() if _is_float(value) else value
 
 
 def _is_float(value: Any) -> bool:
