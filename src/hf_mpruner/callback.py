@@ -138,6 +138,7 @@ class LayerPruningCallback(TrainerCallback):
             trains=self.config.recovery_epochs > 0,
             snapshot_directory=Path(args.output_dir or "."),
             metric_hint=((args.metric_for_best_model or "").removeprefix("eval_") or None, args.greater_is_better),
+            verify_inputs=bench.verify_inputs,
         )
         self.engine.record.calibration = bench.prepare_calibration()
         self._bench = bench

@@ -18,6 +18,7 @@ from .storage import write_json
 CONFIG_NAME = "pruning_config.json"
 
 SnapshotPlace = Literal["cpu", "device", "disk"]
+Verification = Literal["structure", "full"]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -69,6 +70,10 @@ class PruningConfig:
         max_rounds (`int`, *optional*): stop after so many rounds.
         stop_when_done (`bool`): end the training once no round is left, instead of training the rest of the epochs.
         snapshot (`"cpu"`, `"device"` or `"disk"`): where the weights for a rollback are kept.
+        verify (`"structure"` or `"full"`): what a cut must pass. `"structure"` compares with the model that the new
+            config builds, without running anything. `"full"` also runs the first calibration batch: the cut model must
+            equal the uncut one whose removed layers are skipped, and a copy that was saved to disk and loaded again. It
+            takes a few forward passes and room for the weights on disk; a cut that does not pass is a rejected round.
 
     Raises:
         ValueError: for a value outside its range; the text says what to type instead.
@@ -109,6 +114,7 @@ class PruningConfig:
     max_rounds: int | None = field(default=None, metadata=_help("stop after so many rounds"))
     stop_when_done: bool = field(default=False, metadata=_help("end the training once no round is left"))
     snapshot: SnapshotPlace = field(default="cpu", metadata=_help("where rollback weights are kept"))
+    verify: Verification = field(default="structure", metadata=_help("full also runs each cut and a saved copy of it"))
 
     def __post_init__(self) -> None:
         """Check every value; nothing is coerced but `protect`, whose entries become strings."""
@@ -141,6 +147,7 @@ class PruningConfig:
         for name, allowed in (
             ("linkage", get_args(Linkage)),
             ("snapshot", get_args(SnapshotPlace)),
+            ("verify", get_args(Verification)),
             ("preset", tuple(PROTOCOLS)),
         ):
             if getattr(self, name) not in allowed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ from .recovery import FrozenParameters, freeze_untouched_, touched_layers
 from .runtime import Runtime
 from .snapshot import Snapshot
 from .surgery import ModelEdit
+from .verify import FullCheck, apply_verified_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,6 +68,7 @@ def make_cut(
     snapshot: Literal["cpu", "device", "disk"] | None,
     snapshot_directory: Path | None,
     freeze_untouched: bool,
+    verify_inputs: Mapping[str, Any] | None = None,
 ) -> PendingCut:
     """Cut the model, and the optimizer with it.
 
@@ -79,14 +82,19 @@ def make_cut(
         snapshot (*optional*): where the surviving weights are kept; `None` if nothing trains before the verdict.
         snapshot_directory (`Path`, *optional*): the folder for `snapshot="disk"`.
         freeze_untouched (`bool`): train only beside the cut, and the head.
+        verify_inputs (`Mapping`, *optional*): a batch to run the cut on (`verify="full"`).
 
     Raises:
-        UnsupportedArchitectureError: if the cut cannot be proved right; nothing was changed.
+        UnsupportedArchitectureError: if the cut cannot be proved right, or does not pass on `verify_inputs`; nothing
+            was changed.
         MPrunerError: if any other part fails; what had been changed by then is undone.
     """
     runtime.before_edit()
     try:
         edit = ModelEdit(model, plan.kept)
+        check = None
+        if verify_inputs is not None:
+            check = FullCheck(model, plan.kept, verify_inputs, directory=snapshot_directory)
     except BaseException:
         runtime.after_edit()
         raise
@@ -98,7 +106,13 @@ def make_cut(
         kept_weights = Snapshot.take(
             model, optimizer, removed=removed, where=snapshot, directory=snapshot_directory, scaler=scaler
         )
-    edit.apply()
+    try:
+        apply_verified_(edit, check)
+    except BaseException:
+        if kept_weights is not None:
+            kept_weights.release()
+        runtime.after_edit()
+        raise
     frozen = None
     try:
         if optimizer_edit is not None:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 ROUNDING = 1e-9
 
 Evaluate = Callable[[], Mapping[str, float]]
+GiveInputs = Callable[[], Mapping[str, Any]]
 
 
 class PruningEngine:
@@ -47,10 +48,12 @@ class PruningEngine:
         trains (`bool`): whether the model trains between a cut and its verdict. If not, no snapshot is taken.
         snapshot_directory (`Path`, *optional*): where `snapshot="disk"` writes.
         metric_hint: `(name, greater_is_better)` to fall back on, e.g. the Trainer's `metric_for_best_model`.
+        verify_inputs (*optional*): returns a batch of model inputs, for `verify="full"`.
 
     Raises:
         UnsupportedArchitectureError: if the model has no stack that can be cut.
-        ValueError: if the config names unknown stacks or layers, or protects every layer.
+        ValueError: if the config names unknown stacks or layers, or protects every layer; or if it asks for
+            `verify="full"` without `verify_inputs`.
     """
 
     def __init__(
@@ -64,8 +67,14 @@ class PruningEngine:
         trains: bool = True,
         snapshot_directory: Path | None = None,
         metric_hint: tuple[str | None, bool | None] = (None, None),
+        verify_inputs: GiveInputs | None = None,
     ) -> None:
         """Look at the model and the config; nothing is measured or changed yet."""
+        if config.verify == "full" and verify_inputs is None:
+            raise ValueError(
+                "PruningConfig(verify='full') runs each cut on real inputs: pass verify_inputs, a function that returns a "
+                "batch for the model's forward, or verify='structure'."
+            )
         self.model = model
         self.config = config
         self.runtime = runtime or SingleProcess()
@@ -73,6 +82,7 @@ class PruningEngine:
         self._evaluate = evaluate
         self._trains, self._snapshot_directory = trains, snapshot_directory
         self._metric_hint = metric_hint
+        self._verify_inputs = verify_inputs if config.verify == "full" else None
         self._metric: Metric | None = None
         self._cut: PendingCut | None = None
         self._next: RoundPlan | None = None
@@ -175,6 +185,7 @@ class PruningEngine:
                     snapshot=self.config.snapshot if self._trains else None,
                     snapshot_directory=self._snapshot_directory,
                     freeze_untouched=self.config.freeze_untouched,
+                    verify_inputs=None if self._verify_inputs is None else self._verify_inputs(),
                 )
             except UnsupportedArchitectureError as error:
                 self._refuse(round_, following, error)

@@ -12,6 +12,7 @@ from .errors import MPrunerError
 from .features import measure_similarity
 from .report import PruningReport
 from .runtime import keep_rng_state
+from .verify import first_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,6 +73,7 @@ def prune_(
         measure=measure,
         evaluate=None if evaluate is None else lambda: _evaluated(evaluate, model),
         trains=False,
+        verify_inputs=lambda: first_batch(loader),
     )
     with keep_rng_state():
         while engine.start_round():

@@ -22,10 +22,12 @@ from .architectures import (
 )
 from .architectures.reference import plain
 from .errors import PlanMismatchError, UnsupportedArchitectureError
+from .verify import FullCheck, apply_verified_, check_request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .config import Verification
     from .plan import PruningPlan, StackPlan
 
 _CHANGED = "{} changed between preparing the cut and applying it. Prepare a new ModelEdit."
@@ -215,29 +217,42 @@ def _prepare_config(model: PreTrainedModel, edit: ConfigEdit) -> _Write:
     return _prepare(vars(node), edit.name, edit.old, edit.new, f"{place}.{edit.name}")
 
 
-def apply_plan_(model: PreTrainedModel, plan: PruningPlan) -> ModelEdit:
+def apply_plan_(
+    model: PreTrainedModel,
+    plan: PruningPlan,
+    *,
+    verify: Verification = "structure",
+    inputs: Mapping[str, Any] | None = None,
+) -> ModelEdit:
     """Cut a model as a plan says, once.
 
     Args:
         model (`PreTrainedModel`): the model the plan was made for, or a fresh copy of it; changed in place.
         plan (`PruningPlan`): layers in the numbering of that model.
+        verify (`"structure"` or `"full"`): compare with the model that the new config builds, or also run the cut on
+            `inputs`: it must equal the uncut model whose removed layers are skipped, and a copy that was saved to a
+            temporary folder and loaded again; to the bit in 32 bits on the CPU, up to rounding elsewhere.
+        inputs (`Mapping`, *optional*): for `verify="full"`: one batch of arguments of the model's `forward`.
 
     Returns:
         `ModelEdit`: the applied edit; `.undo()` takes the cut back.
 
     Raises:
         PlanMismatchError: the plan is for another model, was applied already, or removes a pinned layer.
-        UnsupportedArchitectureError: the cut cannot be proved right. In both cases the model is as it was.
+        UnsupportedArchitectureError: the cut cannot be proved right, or did not pass on `inputs`.
+        ValueError: `verify="full"` without `inputs`, or the other way round. In all cases the model is as it was.
 
     Example:
+        >>> import torch
         >>> from transformers import BertConfig, BertModel
         >>> from hf_mpruner import PruningPlan, find_block_stacks
         >>> model = BertModel(BertConfig(num_hidden_layers=4, hidden_size=8, num_attention_heads=2, vocab_size=9))
         >>> plan = PruningPlan.from_kept({"encoder.layer": [0, 1, 3]}, find_block_stacks(model))
-        >>> _ = apply_plan_(model, plan)
+        >>> _ = apply_plan_(model, plan, verify="full", inputs={"input_ids": torch.tensor([[1, 2, 3]])})
         >>> len(model.encoder.layer)
         3
     """
+    check_request(verify, inputs)
     model_type = model.config.model_type
     if plan.model_type is not None and plan.model_type != model_type:
         raise PlanMismatchError(
@@ -257,7 +272,7 @@ def apply_plan_(model: PreTrainedModel, plan: PruningPlan) -> ModelEdit:
                     f"{layer} to the kept layers of {candidate.path!r}."
                 )
     edit = ModelEdit(model, kept, found=found)
-    edit.apply()
+    apply_verified_(edit, None if inputs is None else FullCheck(model, kept, inputs))
     return edit
 
 

@@ -15,6 +15,7 @@ from .data import calibration_loader
 from .features import measure_similarity
 from .metric import strip_prefix
 from .runtime import keep_rng_state
+from .verify import first_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -84,6 +85,10 @@ class Workbench:
             protocol=self.config.protocol,
             show_progress=False if self.trainer.args.disable_tqdm else None,
         )
+
+    def verify_inputs(self) -> dict[str, Any]:
+        """The first calibration batch."""
+        return first_batch(self._loader)
 
     def evaluate(self) -> dict[str, float]:
         """The Trainer's own evaluation, keys without prefix."""

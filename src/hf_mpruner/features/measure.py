@@ -67,7 +67,7 @@ def measure_similarity(
     recorders = [StackRecorder(model, stack, protocol) for stack in stacks]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with ExitStack() as undo:
-        undo.enter_context(_evaluating(model))
+        undo.enter_context(evaluating(model))
         # Not inference_mode: a buffer that a model fills lazily during this pass must stay usable in training.
         undo.enter_context(torch.no_grad())
         for recorder in recorders:
@@ -120,7 +120,7 @@ def _batches(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode; every module gets back the flag it had."""
     flags = {module: module.training for module in model.modules()}
     model.eval()
