@@ -187,9 +187,11 @@ def test_a_broken_cut_is_wrong(broken: type[BrokenEdit], noticed: set[str], monk
     assert noticed <= find_failed(verdict), verdict.failures
 
 
-def test_another_class_from_the_auto_class_is_wrong() -> None:
+def test_an_auto_class_that_does_not_load_the_uncut_model_says_nothing() -> None:
     verdict = check_specimen(make_llama(auto_class="AutoModelForSequenceClassification"))
-    assert (verdict.status, find_failed(verdict)) == ("wrong", {"auto"})
+    assert verdict.status == "right"
+    assert "auto" not in verdict.passed
+    assert any(entry.startswith("auto: the uncut model fails it") for entry in verdict.not_applicable)
 
 
 def test_a_refused_cut_is_counted_and_a_defect_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +217,20 @@ def test_a_model_that_says_nothing_is_not_called_right() -> None:
     verdict = check_specimen(specimen)
     assert verdict.status == "not built"
     assert "not finite" in verdict.reason
+
+
+def test_a_cut_that_changes_nothing_is_noted() -> None:
+    specimen = make_llama()
+    layers = specimen.model.model.layers
+    with torch.no_grad():
+        layers[0].self_attn.o_proj.weight.zero_()
+        layers[0].mlp.down_proj.weight.zero_()
+    verdict = check_specimen(specimen)
+    assert (verdict.status, verdict.notes) == ("right", ["this forward is the same with model.layers without 0"])
+    with torch.no_grad():
+        specimen.model.lm_head.weight.zero_()
+    verdict = check_specimen(specimen)
+    assert (verdict.status, verdict.notes) == ("not built", ["this forward does not use model.layers"])
 
 
 def test_what_the_uncut_model_fails_is_not_applicable() -> None:

@@ -38,6 +38,7 @@ class Bench:
         self.passed: Counter[str] = Counter()
         self.not_applicable: Counter[str] = Counter()
         self.exempt: dict[str, str] = {}
+        self.used: dict[str, dict[str, bool]] = {}
         self.whole = probe.run(self.model, self.inputs)
         main = next(iter(self.whole.values()))
         if main.isfinite().float().mean() < 0.5:
@@ -128,8 +129,8 @@ class Bench:
         self.record("skip", cut, lambda: self._skip_fault(kept, outputs))
         if "train" not in self.exempt:
             self.record("train", cut, lambda: self._train_fault(kept, lost))
-        if find_difference(outputs, self.whole) is None:
-            self._note(f"this forward does not use {' and '.join(kept)}")
+        for path in kept if len(kept) == 1 else ():
+            self.used.setdefault(path, {})[cut] = find_difference(outputs, self.whole) is not None
 
     def _forward_fault(self, outputs: probe.Outputs) -> str | None:
         outputs.update(probe.run(self.model, self.inputs))
@@ -223,6 +224,16 @@ class Bench:
         if doubts or not faults:
             raise NoReferenceError((doubts or failed)[0])
         return f"not the original with the blocks skipped: {faults[0]}"
+
+    def finish(self) -> bool:
+        """Note what the forward leaves out, where a cut shows nothing. False if that is all there is."""
+        for path, cuts in self.used.items():
+            idle = [cut for cut, used in cuts.items() if not used]
+            if len(idle) == len(cuts):
+                self._note(f"this forward does not use {path}")
+            elif idle:
+                self._note(f"this forward is the same with {' and with '.join(idle)}")
+        return any(used for cuts in self.used.values() for used in cuts.values())
 
     def _note(self, text: str) -> None:
         if text not in self.verdict.notes:

@@ -140,7 +140,10 @@ def _judge(bench: Bench, verdict: Verdict) -> None:
         if len(verdict.failures) < MOST_FAILURES:
             bench.try_cut(found, kept, name_cut(found.stacks, kept), thorough=number in (1, len(cuts) - 1))
     bench.record("undo", "all cuts", lambda: find_difference(weights_of(bench.model), bench.weights))
+    shown = bench.finish()
     verdict.status = "wrong" if verdict.failures else "right" if verdict.cuts else "refused"
+    if verdict.status == "right" and not shown:
+        verdict.status, verdict.reason = "not built", "the forward uses none of its stacks, so that no cut shows"
 
 
 def _describe(stack: BlockStack) -> dict[str, Any]:
