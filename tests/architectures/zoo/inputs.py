@@ -92,9 +92,13 @@ class Maker:
     def patches(self, grid: torch.Tensor) -> torch.Tensor:
         """Pixels of all images, one flattened patch per row."""
         channels = self.number("in_channels", "num_channels", "in_chans", default=3, under=self.vision)
-        frames = self.number("temporal_patch_size", default=1, under=self.vision)
+        frames = self.number("temporal_patch_size", "patch_temporal", default=1, under=self.vision)
         side = self.number("patch_size", default=8, under=self.vision)
         return self.noise(int(grid.prod(-1).sum()), channels * frames * side * side)
+
+    def places(self, side: int) -> torch.Tensor:
+        """Column and row of each patch of a square, per row of the batch."""
+        return torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(-1).expand(BATCH, -1, -1).clone()
 
     def grid(self) -> torch.Tensor:
         merge = self.number("spatial_merge_size", "merge_size", "merge_kernel_size", default=2, under=self.vision)
@@ -145,7 +149,8 @@ def get_feature_function(model: PreTrainedModel, kind: str) -> Any:
 
 def count_features(output: Any) -> int:
     """Rows of features in what `get_image_features` and its like return, over the batch."""
-    output = getattr(output, "pooler_output", output)
+    found = [getattr(output, name, None) for name in ("pooler_output", "last_hidden_state")]
+    output = next((value for value in found if value is not None), output)
     if isinstance(output, torch.Tensor):
         return output.shape[:-1].numel()
     return sum(count_features(item) for item in output if item is not None)
@@ -216,7 +221,7 @@ def make_inputs(model: PreTrainedModel, model_type: str, seed: int) -> tuple[dic
     """Inputs for one forward, and what of the model they leave out."""
     maker = Maker(model, model_type, seed)
     special = overrides.INPUTS.get(model_type, {})
-    parts = {kind: fill(maker, special[kind]) for kind in ("image", "audio", "video") if kind in special}
+    parts = {kind: fill(maker, special[kind]) for kind in ("image", "audio") if isinstance(special.get(kind), dict)}
     rest = {name: value for name, value in special.items() if name not in (*parts, "only", "notes")}
     made = {} if special.get("only") else guess(maker, parts)
     made.update(fill(maker, rest))
@@ -248,7 +253,7 @@ def guess(maker: Maker, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if main in ("input_features", "input_values") or (not made and has_sound):
         made.update(parts.get("audio") or make_audio(maker, names))
     if main == "pixel_values_videos":
-        made["pixel_values_videos"] = maker.image(BATCH, maker.number("frames_per_clip", default=2))
+        made["pixel_values_videos"] = maker.image(BATCH, maker.number("frames_per_clip", "num_frames", default=2))
     elif "pixel_values" in names or "grid_thw" in names or "image" in parts:
         pixels = parts["image"] if "image" in parts else make_pixels(maker, names)
         if "input_ids" not in made:

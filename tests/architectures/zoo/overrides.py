@@ -8,10 +8,11 @@ AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1
 """Rotary sections of the tiny heads: what the models assume where none are given fits heads of 128."""
 
 EFFICIENT = {
+    "hidden_dim": 1280,
     "width_coefficient": 1.0,
     "depth_coefficient": 1.0,
     "in_channels": [32, 16, 16, 24, 24, 32, 32],
-    "out_channels": [16, 16, 24, 24, 32, 32, 40],
+    "out_channels": [16, 16, 24, 24, 32, 32, 32],
     "num_block_repeats": [1, 2, 2, 2, 2, 4, 1],
     "expand_ratios": [1, 2, 2, 2, 2, 2, 2],
 }
@@ -19,7 +20,20 @@ EFFICIENT = {
 
 CODEBOOKS = {"num_codebooks": 4}
 SERIES = {"prediction_length": 4, "context_length": 10, "lags_sequence": [1, 2, 3]}
-MIXED_6 = ["linear_attention", "full_attention"]
+SHARING = {
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "num_kv_shared_layers": 2,
+}
+"""The last two layers take keys and values from the two before them."""
+
+PIN_POINTS = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+
+
+def letters(number: int) -> str:
+    """The number in the letters that stand for digits in names of image tokens."""
+    return "".join(chr(ord("A") + int(digit)) for digit in str(number))
+
 
 CONFIGS: dict[str, dict[str, Any]] = {
     **{
@@ -40,15 +54,121 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "align_vision_model": EFFICIENT,
     "efficientnet": EFFICIENT,
     "bit": {"embedding_size": 32, "hidden_sizes": [32, 32, 64, 64], "num_groups": 4},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
+        "ple_layer_ids": [1],
+        "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 50,
+        "make_ngram_vocab_size_divisible_by": 8,
+        "split_ngram_parts": 1,
+    },
+    "gemma3n_text": SHARING,
+    "gemma4_text": {**SHARING, "hidden_size_per_layer_input": 8},
+    "gemma4_unified_text": SHARING,
+    "gemma4": {"_base": {"vision_config": {}, "audio_config": {}}},
+    "gemma4_unified": {"_base": {"vision_config": {}, "audio_config": {}}},
+    "embedding_gemma2": {"_base": {"vision_config": {}, "audio_config": {}}},
+    "blip-2": {"image_token_index": 10},
+    "instructblip": {"image_token_index": 10},
+    "instructblipvideo": {"video_token_index": 10},
+    "deepseek_ocr2_sam_vision_model": {"downsample_channels": [16, 32]},
+    "unlimited_ocr_sam_vision_model": {"downsample_channels": [16, 32]},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 32},
+    },
+    "depth_pro": {
+        "intermediate_hook_ids": [4, 2],
+        "patch_size": 16,
+        "scaled_images_ratios": [0.5, 1.0],
+        "scaled_images_overlap_ratios": [0.0, 0.2],
+        "scaled_images_feature_dims": [12, 12],
+        "intermediate_feature_dims": [12, 12],
+        "fusion_hidden_size": 16,
+        "image_model_config": {"image_size": 16, "patch_size": 4},
+        "patch_model_config": {"image_size": 16, "patch_size": 4},
+        "fov_model_config": {"image_size": 16, "patch_size": 4},
+    },
+    "chameleon": {
+        "vocabulary_map": {"<image>": 10, **{f"IMGIMG{letters(code)}Z": 64 + code for code in range(64)}},
+        "vq_config": {"num_embeddings": 64},
+    },
+    "chameleon_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "resolution": 32},
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": 10,
+            "<|extra_200|>": 11,
+            **{f"<|visual token {code:06}|>": 64 + code for code in range(64)},
+        },
+        "vq_config": {"codebook_size": 64},
+    },
+    "fastspeech2_conformer_with_hifigan": {"vocoder_config": {"model_in_dim": 16}},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "t5gemma2_text": {"dropout_rate": 0.0},
+    "t5gemma2_decoder": {"dropout_rate": 0.0},
+    "pix2struct_text_model": {"initializer_range": 0.02},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 16},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 20},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 20},
+    "step3p5": {"sliding_window": 8},
+    "neomme": {"head_dim": 16},
+    "cohere_compass_text": {"rope_parameters": {"sliding_attention": AXES, "full_attention": None}},
+    "ernie4_5_vl_moe_text": {"rope_parameters": AXES, "moe_intermediate_size": [16, 16]},
+    "llava_next": PIN_POINTS,
+    "llava_next_video": PIN_POINTS,
+    "llava_onevision": PIN_POINTS,
+    "lw_detr": {"projector_scale_factors": [1.0]},
+    "videoprism_vision_model": {"image_size": 36, "num_frames": 4},
+    "vitmatte": {"backbone_config": {"patch_size": 16, "image_size": 64, "pretrain_image_size": 64}},
+    "sam2_vision_model": {
+        "backbone_channel_list": [128, 64, 32, 16],
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    },
+    **{
+        name: {"prompt_encoder_config": {"image_size": 64, "patch_size": 16}}
+        for name in ("sam2", "sam2_video", "edgetam_video")
+    },
+    "sam3_vision_model": {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
+    "sam3_tracker": {
+        "vision_config": {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
+        "prompt_encoder_config": {"image_size": 32, "patch_size": 8},
+    },
+    "rt_detr": {"encoder_in_channels": [16, 32, 64], "decoder_in_channels": [32, 32, 32]},
+    "rt_detr_v2": {"encoder_in_channels": [16, 32, 64], "decoder_in_channels": [32, 32, 32]},
+    **{
+        name: {"encoder_in_channels": [16, 32, 32], "decoder_in_channels": [32, 32, 32]}
+        for name in ("d_fine", "deimv2", "pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4")
+    },
+    "superglue": {"keypoint_encoder_sizes": [32, 32], "gnn_layers_types": ["self", "cross"] * 3},
+    "superpoint": {"descriptor_decoder_dim": 32, "encoder_hidden_sizes": [8, 8, 16, 16], "max_keypoints": 12},
+    "efficientloftr": {"stage_num_blocks": [1, 2, 4, 2], "out_features": [8, 8, 16, 32], "num_attention_layers": 4},
+    "oneformer": {"task_seq_len": 8},
+    "qwen3_omni_moe_audio_encoder": {"n_window": 4, "n_window_infer": 16},
+    "qwen2_5_omni_audio_encoder": {"n_window": 4},
+    "qwen3_asr_encoder": {"n_window": 4, "n_window_infer": 16},
+    "rag": {
+        "_base": {"question_encoder": {"model_type": "dpr"}, "generator": {"model_type": "bart"}},
+        "n_docs": 2,
+        "retrieval_vector_size": 32,
+    },
+    "tvp": {"max_img_size": 64, "visual_prompt_size": 8},
+    "xmod": {"default_language": "en_XX"},
+    "timesfm": {"context_length": 64, "patch_length": 8, "horizon_length": 8},
+    "timesfm2_5": {"context_length": 64, "patch_length": 8, "horizon_length": 8, "output_quantile_len": 16},
+    "kyutai_speech_to_text": {"num_codebooks": 4},
     "bridgetower_vision_model": {"hidden_size": 64},
     "bridgetower": {"vision_config": {"hidden_size": 64}},
-    "bros": {"dim_bbox": 8, "hidden_size": 32},
-    "clap_audio_model": {"spec_size": 32, "num_mel_bins": 16, "patch_embeds_hidden_size": 32, "hidden_size": 256},
+    "bros": {"hidden_size": 64},
+    "clap_audio_model": {"spec_size": 64, "num_mel_bins": 16, "patch_embeds_hidden_size": 32, "hidden_size": 256},
     "audio-spectrogram-transformer": {"max_length": 40, "num_mel_bins": 24},
-    "clvp_encoder": {"hidden_size": 32},
+    "clvp_encoder": {"hidden_size": 64, "num_attention_heads": 2, "projection_dim": 32},
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
-    "cohere_compass_text": {"num_hidden_layers": 6},
     "deepseek_ocr2_text": {
         "num_experts_per_tok": 2,
         "n_group": 1,
@@ -59,8 +179,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "emu3_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "embed_dim": 4, "hidden_size": 32},
-    "janus_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "latent_channels": 32, "num_patches": 4},
-    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [16, 16]},
+    "janus_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "latent_channels": 32, "num_patches": 16},
     "esm": {"vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1},
     "hgnet_v2": {
         "stem_channels": [3, 8, 8],
@@ -80,7 +199,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "output_stride": 16,
     },
     "mobilevit": {"hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 8, 16, 16, 32], "image_size": 64},
-    "levit": {"hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 4, 6], "key_dim": [8, 8, 8], "image_size": 64},
+    "levit": {
+        "hidden_sizes": [16, 32, 48],
+        "num_attention_heads": [2, 4, 6],
+        "key_dim": [8, 8, 8],
+        "image_size": 64,
+        "patch_size": 16,
+    },
     "lilt": {"hidden_size": 48, "channel_shrink_ratio": 2, "num_attention_heads": 4},
     "llama4_vision_model": {
         "projector_input_dim": 32,
@@ -89,8 +214,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "intermediate_size": 128,
     },
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2},
-    "pix2struct_text_model": {},
-    "qwen4_exp_text": {},
     "reformer": {"axial_pos_shape": [4, 8], "axial_pos_embds_dim": [16, 16], "num_buckets": 2},
     "sam2_hiera_det_model": {
         "hidden_size": 16,
@@ -110,8 +233,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "conv_layer_kernel_sizes": [[[3, 3]] * 2, [[3, 3]] * 4, [[3, 3]] * 2, [[3, 3]] * 2],
         "conv_layer_strides": [[1, 2], [2, 1, 1, 1], [2, 1], [2, 1]],
     },
-    "xlstm": {"hidden_size": 32, "num_heads": 4, "chunk_size": 8, "qk_dim_factor": 0.5, "v_dim_factor": 1.0},
-    "zamba": {},
+    "xlstm": {"hidden_size": 128, "num_heads": 4, "chunk_size": 8, "qk_dim_factor": 0.5, "v_dim_factor": 1.0},
     "vipllava": {"vision_feature_layer": [-2, -3, 1]},
     "aria": {"projector_patch_to_query_dict": {"16": 4}},
     "granite_speech5_encoder": {"num_mel_bins": 16},
@@ -136,6 +258,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_last_full_attention_layers": 2,
     },
     "layoutlmv3": {"coordinate_size": 4, "shape_size": 8, "input_size": 32},
+    "zamba": {
+        "layers_block_type": [
+            "linear_attention",
+            "linear_attention",
+            "hybrid",
+            "linear_attention",
+            "linear_attention",
+            "hybrid",
+        ]
+    },
     "moshi_depth": {"num_codebooks": 10, "max_position_embeddings": 10},
     "bamba": {"attn_layer_indices": [2]},
     "granitemoehybrid": {"layer_types": ["mamba", "mamba", "attention", "mamba", "attention"]},
@@ -146,7 +278,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 """Model type -> config values that replace the ones guessed, wherever a config of that type occurs, nested as it is.
 `_base` holds what the class must be given before its usual sizes can be read."""
 
-CLASSES: dict[str, str] = {}
+CLASSES: dict[str, str] = {
+    "musicgen": "MusicgenForConditionalGeneration",
+    "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
+}
 """Model type -> class, where not the first of the Auto classes."""
 
 PAIR = {"pixel_values": (1, 2, 3, 32, 32)}
@@ -162,16 +297,166 @@ SERIES_INPUT = {
     "future_time_features": (2, 4, 1),
 }
 
+TILES = {"image": {"pixel_values": (2, 3, 3, 32, 32), "image_sizes": [[32, 32]] * 2}}
+PATCHES = {"pixel_values": (32, 3, 8, 8), "image_grid_thw": [[1, 4, 4]] * 2}
+GRIDS = {"pixel_values": (1, 3, 8, 256), "target_sizes": [[4, 4]] * 2}
+FOLDED = {"pixel_values": (8, 16, 16, 3), "image_grid_thw": [[1, 4, 4]] * 2}
+
+
+def ones(*shape: int) -> Any:
+    return lambda maker: maker.numbers(1, 2, *shape)
+
+
+def true(*shape: int) -> Any:
+    return lambda maker: maker.numbers(1, 2, *shape).bool()
+
+
+def whole(high: int, *shape: int) -> Any:
+    return lambda maker: maker.numbers(0, high, *shape)
+
+
+def maps(*shapes: tuple[int, ...]) -> Any:
+    return lambda maker: [maker.noise(*shape) for shape in shapes]
+
+
+def flat_patches(maker: Any) -> Any:
+    """Row and column before the pixels of each patch."""
+    patches = maker.noise(2, 16, 34)
+    patches[..., :2] = maker.numbers(1, 5, 2, 16, 2)
+    return patches
+
+
+LENGTHS = {"input_features": (16, 32), "feature_lens": [16, 16]}
+DETECTED = {
+    "vision_features": maps((2, 32, 4, 4)),
+    "text_features": (2, 5, 32),
+    "vision_pos_embeds": maps((2, 32, 4, 4)),
+    "spatial_sizes": lambda maker: [(4, 4)],
+}
+DECODED = {
+    "vision_features": (2, 16, 32),
+    "text_features": (2, 5, 32),
+    "vision_pos_encoding": (2, 16, 32),
+    "spatial_shapes": [[4, 4]],
+}
+MASKED = {
+    "decoder_queries": (2, 6, 32),
+    "backbone_features": maps((2, 32, 16, 16), (2, 32, 8, 8), (2, 32, 4, 4)),
+    "encoder_hidden_states": (2, 16, 32),
+}
+TWO_FORMS = {"input_values": (2, 1, 1280), "input_features": (2, 8, 160)}
+
 INPUTS: dict[str, Any] = {
+    "llava_next": TILES,
+    "llava_next_video": TILES,
+    "llava_onevision": TILES,
+    "paddleocr_vl": {"image": PATCHES},
+    "paddleocr_vl_vision": {"pixel_values": (1, 32, 3, 8, 8), "grid_thw": [[1, 4, 4]] * 2},
+    "kimi_k25": {"image": PATCHES},
+    "kimi_k25_vision": {"pixel_values": (32, 3, 8, 8), "grid_thw": [[1, 4, 4]] * 2},
+    "minicpm_ocr_vision": GRIDS,
+    "minicpmv4_6_vision": GRIDS,
+    "minicpmv4_7_vision": GRIDS,
+    "inkling2": {"image": FOLDED},
+    "inkling2_vision": FOLDED,
+    "inkling_vision": {"pixel_values": (2, 2, 40, 40, 3)},
+    "inkling_mm_model": {"image": {"pixel_values": (2, 2, 40, 40, 3)}},
+    "video_llama_3": {"image": {**PATCHES, "pixel_values": (32, 192), "image_merge_sizes": [2, 2]}},
+    "video_llama_3_vision": {"pixel_values": (32, 192), "grid_thw": [[1, 4, 4]] * 2, "merge_sizes": [2, 2]},
+    "granite_docling": {"image": {"pixel_values": (2, 1, 3, 32, 32), "pixel_attention_mask": true(2, 1)}},
+    "idefics": {"image": {"pixel_values": (2, 1, 3, 32, 32)}, "image_attention_mask": ones(2, 9, 1)},
+    "idefics2_perceiver": {"context": (2, 16, 32), "attention_mask": ones(2, 16)},
+    "fuyu": {"image": {"pixel_values": (2, 4, 192)}},
+    "instructblip": {"qformer_input_ids": lambda maker: maker.ids()},
+    "instructblipvideo": {"qformer_input_ids": lambda maker: maker.ids(batch=8)},
+    "clvp": {"input_features": (2, 80, 32)},
+    "bros": {"bbox": (2, 9, 8)},
+    "blt_local_encoder": {"attention_mask": None},
+    "mllama_vision_model": {
+        "pixel_values": (2, 1, 4, 3, 32, 32),
+        "aspect_ratio_ids": [[1], [1]],
+        "aspect_ratio_mask": ones(2, 1, 4),
+    },
+    "sam3_detr_encoder": DETECTED,
+    "sam3_lite_text_detr_encoder": DETECTED,
+    "sam3_detr_decoder": DECODED,
+    "sam3_lite_text_detr_decoder": DECODED,
+    "sam3_mask_decoder": MASKED,
+    "sam3_lite_text_mask_decoder": MASKED,
+    "neucodec": TWO_FORMS,
+    "xcodec2": TWO_FORMS,
+    "pe_audio": {"input_values": (2, 1, 3840)},
+    "pe_audio_encoder": {"input_values": (2, 1, 3840)},
+    "muse_spark_audio": {"input_values": (2, 3840)},
+    "xcodec": {"input_values": (2, 1, 1280)},
+    "qwen2_5_omni_bigvgan": {"mel_spectrogram": (2, 80, 12)},
+    "qwen2_5_omni_audio_encoder": LENGTHS,
+    "qwen3_omni_moe_audio_encoder": LENGTHS,
+    "gemma3n_audio": {"audio_mel": (2, 32, 128), "audio_mel_mask": lambda maker: ~maker.numbers(1, 2, 2, 32).bool()},
+    "gemma4_audio": {"input_features": (2, 64, 32), "attention_mask": true(2, 64)},
+    "phi4_multimodal_audio": {"hidden_states": (2, 64, 80), "mask": true(2, 64)},
+    "granite_speech_encoder": {"hidden_states": (2, 20, 160)},
+    "granite_speech_plus_encoder": {"hidden_states": (2, 20, 160)},
+    "granite_speech5_encoder": {"input_features": (2, 32, 64)},
+    "granite_speech5_ctc": {"input_features": (2, 32, 64)},
+    "glmasr_encoder": {"input_features": (2, 16, 64)},
+    "voxtral_realtime_encoder": {"input_features": (2, 16, 64)},
+    "fun_asr_nano_encoder": {"input_features": (2, 30, 112), "input_features_mask": ones(2, 30)},
+    "speech-encoder-decoder": {"input_values": (2, 1200)},
+    "vibevoice_acoustic_tokenizer": {"input_values": (2, 1, 3200)},
+    "vibevoice_acoustic_tokenizer_encoder": {"hidden_states": (2, 1, 3200)},
+    "vibevoice_acoustic_tokenizer_decoder": {"hidden_states": (2, 32, 2)},
+    "pocket_tts_audio_tokenizer_decoder": {"latents": (2, 32, 9)},
+    "musicgen_decoder": {"input_ids": whole(100, 8, 9), "attention_mask": None},
+    "musicgen_melody_decoder": {"input_ids": whole(100, 8, 9), "attention_mask": None},
+    "musicgen": {"decoder_input_ids": whole(100, 8, 9)},
+    "musicgen_melody": {"decoder_input_ids": whole(100, 8, 9)},
+    "dia_decoder": {"input_ids": whole(100, 2, 9, 9), "attention_mask": None},
+    "kyutai_speech_to_text": {"input_ids": whole(100, 2, 9, 5)},
+    "qwen3_omni_moe_talker_code_predictor": {"input_ids": None, "attention_mask": None, "inputs_embeds": (2, 5, 32)},
+    "rag": {
+        "context_input_ids": lambda maker: maker.ids(batch=4),
+        "context_attention_mask": ones(4, 9),
+        "doc_scores": (2, 2),
+    },
+    "kosmos-2": {"image_embeds_position_mask": lambda maker: [[False, True, True, True, True] + [False] * 4] * 2},
+    "kosmos_2_5_vision_model": {"hidden_states": flat_patches, "attention_mask": ones(2, 16)},
+    "pix2struct_vision_model": {"flattened_patches": flat_patches, "attention_mask": ones(2, 16)},
+    "pix2struct": {"flattened_patches": flat_patches, "attention_mask": ones(2, 16)},
+    "florence_vision": {"hidden_states": (2, 3, 64, 64)},
+    "xclip_vision_model": {"pixel_values": (8, 3, 32, 32)},
+    "bridgetower_vision_model": {"image": (2, 3, 32, 32)},
+    "unlimited_ocr_vision_encoder": {"patch_embeds": (2, 32, 4, 4)},
+    "molmo2_vision": {"pixel_values": (2, 16, 192)},
+    "molmo2_adapter": {"image_features": (2, 16, 64), "pooled_patches_idx": whole(16, 2, 4, 4)},
+    "muse_glimmer_assistant": {"noise_embeds": (2, 4, 32), "context_hidden_states": (2, 9, 32)},
+    "deepseek_ocr2_encoder": {"inputs_embeds": (2, 8, 32), "num_patches": lambda maker: 4},
+    "pp_ocrv5_mobile_rec": {"pixel_values": (2, 3, 48, 64)},
+    "pp_ocrv5_server_rec": {"pixel_values": (2, 3, 48, 64)},
+    "oneformer": {"task_inputs": whole(100, 2, 8)},
+    "seggpt": {"pixel_values": (2, 3, 32, 32), "prompt_pixel_values": (2, 3, 32, 32), "prompt_masks": (2, 3, 32, 32)},
+    "janus_vqgan": {"pixel_values": (2, 3, 32, 32)},
+    "efficientloftr": PAIR,
+    "timesfm": {"past_values": (2, 64), "freq": [0, 1]},
+    "timesfm2_5": {"past_values": (2, 64)},
+    "colqwen2": {"pixel_values": (2, 16, 384), "image_grid_thw": [[1, 4, 4]] * 2},
+    "deepseek_vl_hybrid": {"image": {"pixel_values": (2, 3, 32, 32), "high_res_pixel_values": (2, 3, 32, 32)}},
+    "glm_image": {"image": {}, "notes": "no pixels"},
+    "deepseek_ocr2": {"image": {"pixel_values": (2, 3, 32, 32)}},
+    "gemma4_vision": {"pixel_values": (2, 36, 192), "pixel_position_ids": lambda maker: maker.places(6)},
+    "gemma4": {
+        "image": {"pixel_values": (2, 36, 192), "image_position_ids": lambda maker: maker.places(6)},
+        "audio": {"input_features": (2, 64, 32), "input_features_mask": true(2, 64)},
+    },
+    **{name: SERIES_INPUT for name in ("autoformer", "informer", "time_series_transformer")},
     "lightglue": PAIR,
     "superglue": PAIR,
     "audio-spectrogram-transformer": {"input_values": (2, 40, 24)},
     "clap_audio_model": {"input_features": (2, 1, 33, 16), "is_longer": None},
     "clap": {"input_features": (2, 1, 33, 16), "is_longer": None},
-    "patchtst": {"only": True, "past_values": (2, 16, 2)},
-    "patchtsmixer": {"only": True, "past_values": (2, 16, 2)},
+    "patchtst": {"only": True, "past_values": (2, 32, 1)},
+    "patchtsmixer": {"only": True, "past_values": (2, 32, 1)},
     "mimi_decoder": CODED,
-    "timesfm": {"only": True},
     "decision_transformer": {
         "states": (2, 5, 17),
         "actions": (2, 5, 4),
@@ -187,6 +472,20 @@ INPUTS: dict[str, Any] = {
 
 TIMM = "needs package timm"
 NOT_BUILDABLE: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "edgetam",
+            "edgetam_vision_model",
+            "fast_vlm",
+            "gemma3n",
+            "perception_lm",
+            "pe_video",
+            "pe_video_encoder",
+            "pe_audio_video",
+            "pe_audio_video_encoder",
+        ),
+        TIMM,
+    ),
     "timm_backbone": TIMM,
     "timm_wrapper": TIMM,
     "gemma3n_vision": TIMM,

@@ -242,6 +242,9 @@ def tiny_arguments(
             value = vars(built).get(name)
             if usual is not None and is_plain(value) and value != vars(usual).get(name):
                 given[name] = arguments[name] = value
+        for name, value in vars(built).items():  # what the parent added that is no field of the class
+            if name not in given and not name.startswith("_") and is_plain(value) and not hasattr(usual, name):
+                arguments[name] = value
     big_image = any(isinstance(given.get(name), (list, tuple)) for name in ("depths", "hidden_sizes", "embed_dims"))
     for name, value in given.items():
         new = shrink_field(name, value, tokens, big_image)

@@ -178,6 +178,8 @@ def build_specimen(model_type: str, seed: int = 0) -> Specimen:
     backends = missing_backends(model_class)
     if backends:
         raise NotBuildable(f"needs package {backends}")
+    if is_unimplemented(model_class):
+        raise NotBuildable("no plain forward")
     config = build_config(model_type)
     torch.manual_seed(seed)
     model = model_class(config).float().eval()
