@@ -323,6 +323,18 @@ def test_analyze_writes_matrices_pictures_and_a_plan(world, tmp_path, run):
     assert "--threshold 0.2 --output_dir smaller" in table.err
 
 
+def test_analyze_without_matplotlib_claims_no_heat_maps(world, tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run("analyze", world / "bert", "--dataset", world / "text", "--output_dir", tmp_path)
+    assert result.code == 0
+    assert (
+        f"Wrote matrices and the plan to {tmp_path}, but no heat maps: for those, pip install 'hf_mpruner[plots]'"
+        in (result.err)
+    )
+    assert "heat maps and the plan" not in result.err
+    assert not list(tmp_path.glob("*.png"))
+
+
 def test_analyze_images_and_a_masked_model(world, run):
     result = run("analyze", world / "vit", "--dataset", world / "digits", "--threshold", "0", "--format", "quiet")
     assert result == (0, "vit.layers: 4 -> 1 layers, without 1-3\n", "")
@@ -341,7 +353,7 @@ def test_analyze_images_and_a_masked_model(world, run):
         (["--dataset", "{w}/text", "--stacks", "decoder.block"], 2, "--stacks decoder.block: no stack of this model. Its stacks are: bert.encoder.layer"),
         (["--dataset", "{w}/text", "--protect", "9"], 1, "protect entry '9' names no layer"),
         (["--dataset", "{w}/text", "--split", "train[:0]"], 2, '--split train[:0]: Data set'),
-        (["--dataset", "{w}/empty", "--split", "train"], 2, "--split train: The data set that was saved at '{w}/empty' has no rows"),
+        (["--dataset", "{w}/empty", "--split", "train"], 2, "--split train: Data set '{w}/empty' has no rows in 'train'"),
     ],
 )  # fmt: skip
 def test_analyze_refuses(words, code, message, world, run):
@@ -497,7 +509,7 @@ def test_config_file_and_flags(world, tmp_path, run):
         (["--output_dir", "{w}/new", "--label_column", "mood"], 2, "label_column='mood' is not a column"),
         (["--output_dir", "{w}/new", "--task", "image-classification"], 2, "--task image-classification: a bert model has no head for it, only for 'text-classification'"),
         (["--output_dir", "{w}/new", "--protect", "0", "1", "2", "3"], 1, "Every layer that could go is protected or pinned"),
-        (["--dataset", "{w}/empty", "--output_dir", "{w}/new"], 2, "--train_split train: The data set that was saved at '{w}/empty' has no rows"),
+        (["--dataset", "{w}/empty", "--output_dir", "{w}/new"], 2, "--train_split train: Data set '{w}/empty' has no rows in 'train'"),
         (["--dataset", "{w}/digits", "--output_dir", "{w}/new"], 2, "No column looks like the text. The columns are 'image', 'label'"),
     ],
 )  # fmt: skip

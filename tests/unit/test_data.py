@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -125,6 +126,49 @@ def test_folder_without_data_and_file_of_another_kind(tmp_path):
     (tmp_path / "rows.xlsx").write_text("x")
     with pytest.raises(ValueError, match=r"ends in '\.xlsx', which is no data file.*\.csv"):
         load_data(tmp_path / "rows.xlsx")
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+@pytest.mark.parametrize(
+    "name", ["header.csv", "nothing.csv", "nothing.jsonl", "list.json", "rows.parquet", "saved", "saved_dict"]
+)
+def test_data_without_rows_says_so(name, split, texts, tmp_path):
+    (tmp_path / "header.csv").write_text("text,label\n")
+    (tmp_path / "nothing.csv").write_text("")
+    (tmp_path / "nothing.jsonl").write_text("")
+    (tmp_path / "list.json").write_text("[]")
+    empty = texts.select([])
+    empty.to_parquet(tmp_path / "rows.parquet")
+    empty.save_to_disk(tmp_path / "saved")
+    DatasetDict(train=empty).save_to_disk(tmp_path / "saved_dict")
+    with pytest.raises(ValueError, match=rf"Data set '.*{re.escape(name)}' has (no rows|a split without rows)"):
+        load_data(tmp_path / name, split=split)
+
+
+def test_a_part_without_rows_does_not_hide_the_others(texts, tmp_path):
+    DatasetDict(train=texts, validation=texts.select([])).save_to_disk(tmp_path / "saved")
+    assert len(load_data(tmp_path / "saved", split="train")) == len(texts)
+    with pytest.raises(ValueError, match=r"saved' has no rows in 'validation'\. Pass data with examples"):
+        load_data(tmp_path / "saved", split="validation")
+    texts.to_csv(tmp_path / "one.csv")
+    with pytest.raises(ValueError, match=r"has no rows in 'train\[:0\]'"):
+        load_data(tmp_path / "one.csv", split="train[:0]")
+
+
+def test_tables_without_rows_that_load_are_refused_as_well(texts, tmp_path, monkeypatch):
+    # versions of `datasets` differ in what they make of an empty table
+    import datasets
+
+    texts.save_to_disk(tmp_path / "saved")
+    monkeypatch.setattr(datasets, "load_from_disk", lambda path: texts.select([]))
+    with pytest.raises(ValueError, match="saved' has no rows"):
+        load_data(tmp_path / "saved")
+
+
+def test_a_file_that_is_no_data_says_what_is_wrong(tmp_path):
+    (tmp_path / "rows.parquet").write_text("these are no rows")
+    with pytest.raises(ValueError, match=r"Data set '.*rows\.parquet' could not be (read|loaded): .*[Pp]arquet"):
+        load_data(tmp_path / "rows.parquet")
 
 
 def test_unknown_configuration_lists_those_there_are(texts, tmp_path):

@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     matrices = measure(model, data, processor, columns, config, stacks, args.max_length)
     plan = suggest(args.model, model, matrices, stacks, config)
     choices = _choices(model, matrices, stacks, config)
-    if folder is not None:
-        _write(folder, matrices, plan)
+    drawn = folder is not None and _write(folder, matrices, plan)
     show(
         args,
         table=_table(matrices, choices, config.threshold),
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         },
         quiet=str(plan),
     )
-    _say_next(args, plan.num_removed, config.threshold)
+    _say_next(args, plan.num_removed, config.threshold, drawn)
     return 0
 
 
@@ -101,14 +100,15 @@ def _choices(model: Any, matrices: Any, stacks: Any, config: Any) -> list[dict[s
     return choices
 
 
-def _write(folder: Path, matrices: Any, plan: Any) -> None:
+def _write(folder: Path, matrices: Any, plan: Any) -> bool:
+    """Write everything; false if no heat map could be drawn."""
     from hf_mpruner.artifacts import write_heat_maps
 
     folder.mkdir(parents=True, exist_ok=True)
     for path, matrix in matrices.items():
         matrix.save(folder / f"similarity_{path}.json")
-    write_heat_maps(folder, matrices, "similarity")
     plan.save_pretrained(folder)
+    return bool(write_heat_maps(folder, matrices, "similarity"))
 
 
 def _table(matrices: Any, choices: list[dict[str, Any]], asked: float) -> str:
@@ -138,9 +138,15 @@ def _run(layers: list[int]) -> str:
     return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
 
 
-def _say_next(args: argparse.Namespace, num_removed: int, threshold: float) -> None:
-    if args.output_dir is not None:
+def _say_next(args: argparse.Namespace, num_removed: int, threshold: float, drawn: bool) -> None:
+    if args.output_dir is not None and drawn:
         say(args, f"Wrote matrices, heat maps and the plan to {args.output_dir}.")
+    elif args.output_dir is not None:
+        say(
+            args,
+            f"Wrote matrices and the plan to {args.output_dir}, but no heat maps: for those, pip install "
+            "'hf_mpruner[plots]' and run this again.",
+        )
     if not num_removed:
         say(args, f"No neighbouring layers are alike at threshold {threshold:g}: try one of the smaller ones above.")
     words = ["prune", args.model, "--dataset", args.dataset, "--threshold", f"{threshold:g}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ _BUILDERS = {
 }
 
 
+# What `datasets` says about a split, or a part of one, without rows.
+_WITHOUT_ROWS = "corresponds to no data"
+
+
 def load_data(
     name_or_path: str | os.PathLike[str], *, config_name: str | None = None, split: str | None = None
 ) -> Dataset | DatasetDict:
@@ -41,15 +46,25 @@ def load_data(
 
     Raises:
         FileNotFoundError: if there is no data of that name; the text says what was tried.
-        ValueError: for a split or a configuration that the data set does not have; the text lists those it has.
+        ValueError: for a split or a configuration that the data set does not have; the text lists those it has. And
+            for data without a single row.
     """
-    from datasets import load_dataset
+    loaded = _load(os.fspath(name_or_path), config_name, split)
+    if not sum(len(part) for part in (loaded.values() if isinstance(loaded, dict) else [loaded])):
+        raise ValueError(_no_rows(os.fspath(name_or_path), split))
+    return loaded
 
-    name = os.fspath(name_or_path)
+
+def _load(name: str, config_name: str | None, split: str | None) -> Dataset | DatasetDict:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
     path = Path(name)
     with quiet_bars():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _saved_split(path, split)
+        if path.is_file() and not path.stat().st_size:
+            raise ValueError(_no_rows(name, None))
         if path.is_file() and path.suffix.lower() not in _BUILDERS:
             raise ValueError(
                 f"'{name}' ends in '{path.suffix}', which is no data file that can be read here. Pass a file that "
@@ -69,33 +84,56 @@ def load_data(
             tried = "the folder holds no data files" if path.is_dir() else "no such file or folder here, and no"
             tried += "" if path.is_dir() else " data set of that name could be read from the Hub"
             raise FileNotFoundError(f"No data at '{name}': {tried} ({_first_line(error)}).") from error
+        except StopIteration as error:  # how `datasets` reads JSON files without a line
+            raise ValueError(_no_rows(name, split)) from error
+        except DatasetGenerationError as error:
+            cause = error.__cause__ or error
+            raise ValueError(f"Data set '{name}' could not be read: {_first_line(cause)}.") from error
         except ValueError as error:
             raise _split_error(name, arguments, split, error) from error
 
 
 def _saved_split(path: Path, split: str | None) -> Dataset | DatasetDict:
-    from datasets import Dataset, load_from_disk
+    from datasets import load_from_disk
 
+    has_splits = (path / "dataset_dict.json").is_file()
+    folder = path
+    if has_splits and split is not None:
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if split not in splits:
+            raise ValueError(_unknown_split(str(path), split, splits))
+        folder = path / split
     try:
-        saved = load_from_disk(str(path))
-    except IndexError as error:  # how `datasets` reads a table without rows
-        raise ValueError(f"The data set that was saved at '{path}' has no rows. Save one with examples.") from error
-    if split is None or (isinstance(saved, Dataset) and str(saved.split) == split):
-        return saved
-    splits = [str(saved.split)] if isinstance(saved, Dataset) else list(saved)
-    if split not in splits:
-        raise ValueError(_unknown_split(str(path), split, splits))
-    return saved[split]
+        saved = load_from_disk(str(folder))
+    except IndexError as error:  # how some versions of `datasets` read a table without rows
+        if has_splits and split is None:
+            raise ValueError(
+                f"Data set '{path}' has a split without rows: name the one to load, split='train'."
+            ) from error
+        raise ValueError(_no_rows(str(path), split if has_splits else None)) from error
+    if not has_splits and split is not None and str(saved.split) != split:
+        raise ValueError(_unknown_split(str(path), split, [str(saved.split)]))
+    return saved
 
 
 def _split_error(name: str, arguments: dict[str, object], split: str | None, error: ValueError) -> ValueError:
     """Say which splits there are, if it was the split that is wrong; else hand on the first line."""
     from datasets import load_dataset
 
+    if _WITHOUT_ROWS in str(error):
+        return ValueError(_no_rows(name, split))
     if split is None or "split" not in str(error).lower():
         return ValueError(f"Data set '{name}' could not be loaded: {_first_line(error)}")
-    splits = list(load_dataset(**arguments))
+    try:
+        splits = list(load_dataset(**arguments))
+    except ValueError as second:
+        return ValueError(_no_rows(name, None) if _WITHOUT_ROWS in str(second) else _first_line(second))
     return ValueError(_unknown_split(name, split, splits))
+
+
+def _no_rows(name: str, split: str | None) -> str:
+    where = f" in '{split}'" if split else ""
+    return f"Data set '{name}' has no rows{where}. Pass data with examples."
 
 
 def _unknown_split(name: str, split: str, splits: list[str]) -> str:
@@ -114,7 +152,7 @@ def _is_path(name: str) -> bool:
     return path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2 or path.suffix.lower() in _BUILDERS
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
