@@ -119,11 +119,11 @@ class NoUndo(BrokenEdit):
 
 
 class WrongSum(BrokenEdit):
-    """One parameter more is said to go than goes."""
+    """One number more is said to go than goes."""
 
     @property
-    def removed_parameters(self) -> list[nn.Parameter]:
-        return [*super().removed_parameters, self.model.model.norm.weight]
+    def num_removed_parameters(self) -> int:
+        return super().num_removed_parameters + 1
 
     def spoil(self) -> None:
         pass
@@ -182,6 +182,9 @@ def test_an_unbroken_cut_is_right() -> None:
 @pytest.mark.parametrize(("broken", "noticed"), BREAKS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_cut_is_wrong(broken: type[BrokenEdit], noticed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "ModelEdit", broken)
+    monkeypatch.setattr(
+        checks, "find_cuts", lambda stacks: [{"model.layers": [0, 1, 2, 4]}, {"model.layers": [1, 2, 3, 4]}]
+    )
     verdict = check_specimen(make_llama())
     assert verdict.status == "wrong"
     assert noticed <= find_failed(verdict), verdict.failures

@@ -50,6 +50,7 @@ class Bench:
         self.reached: set[int] = set()
         self.generate: Any = None
         self._try_uncut()
+        probe.run(self.model, self.inputs)  # some modules keep a number from the last pass
         self.weights = probe.weights_of(self.model)
 
     def _try_uncut(self) -> None:
@@ -86,6 +87,7 @@ class Bench:
             fault = error
         except Exception as error:  # a cut model may fail anywhere
             fault = one_line(error)
+        fault = fault[:300] if isinstance(fault, str) else fault
         if fault is None:
             self.passed[check] += 1
         elif isinstance(fault, NoReferenceError):
@@ -105,14 +107,14 @@ class Bench:
             self.record("undo", f"{cut} (refused)", lambda: self._undo_fault(state))
             return
         fresh = copy.deepcopy(model) if thorough and "replay" not in self.exempt else None
-        left, promised = size - sum(p.numel() for p in edit.removed_parameters), parameters_after(model, kept)[0]
+        left, promised = size - edit.num_removed_parameters, parameters_after(model, kept)[0]
         edit.apply()
         self.verdict.cuts += 1
         outputs: probe.Outputs = {}
         lost: set[int] = set()
         try:
             runs = self.record("forward", cut, lambda: self._forward_fault(outputs))
-            self.record("parameters", cut, lambda: _count_fault(model, left, "removed_parameters"))
+            self.record("parameters", cut, lambda: _count_fault(model, left, "num_removed_parameters"))
             self.record("preview", cut, lambda: _count_fault(model, promised, "parameters_after"))
             if runs:
                 self._check_copies(cut, outputs, thorough)
@@ -190,11 +192,14 @@ class Bench:
         )
 
     def _undo_fault(self, state: dict[str, Any]) -> str | None:
+        outputs = probe.run(self.model, self.inputs)
         now = probe.state_of(self.model)
         changed = [part for part in state if state[part] != now[part]]
         if changed:
-            return f"{' and '.join(changed)} of the model are not what they were"
-        return find_difference(probe.run(self.model, self.inputs), self.whole)
+            return (
+                f"{' and '.join(changed)} of the model are not what they were: {_name_change(state, now, changed[0])}"
+            )
+        return find_difference(outputs, self.whole)
 
     def _skip_fault(self, kept: Kept, outputs: probe.Outputs) -> str | None:
         """Compare with the skip reference, in the first of several styles that fits; none fits: wrong, if one is sure."""
@@ -243,3 +248,16 @@ class Bench:
 def _count_fault(model: nn.Module, promised: int, source: str) -> str | None:
     count = count_parameters(model)
     return None if count == promised else f"{count} parameters, but {promised} by {source}"
+
+
+def _name_change(old: dict[str, Any], new: dict[str, Any], part: str) -> str:
+    before, after = old[part], new[part]
+    if isinstance(before, dict):
+        name = next(name for name in (*before, *after) if before.get(name) != after.get(name))
+        return f"{name}: {_name_values(before.get(name, {}), after.get(name, {}))}"
+    return next((f"{one} became {other}" for one, other in zip(before, after, strict=False) if one != other), "length")
+
+
+def _name_values(before: dict[str, Any], after: dict[str, Any]) -> str:
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in names[:2])

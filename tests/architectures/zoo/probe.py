@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ Kept = Mapping[str, Sequence[int]]
 # Outputs with an entry for each layer: another depth is another size, in a right cut as well.
 PER_LAYER_OUTPUTS = ("intermediate", "hidden_states", "attentions", "auxiliary", "router", "loss", "aux_")
 NEW_TOKENS = 5
+MARKER = re.compile(
+    r"(image|img|video|vision|audio|speech|media|patch|frame).*token_?(id|index)$|_(image|video)_token"
+)
 
 
 class NoReferenceError(Exception):
@@ -125,6 +129,8 @@ def find_generation_fault(model: PreTrainedModel, inputs: Mapping[str, Any], gen
         **{"do_sample": False, "num_beams": 1, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS},
         **{"return_dict_in_generate": True, "output_logits": True},
     }
+    if markers := _marker_tokens(model.config):
+        settings["suppress_tokens"] = markers
     if model.config.is_encoder_decoder and model.generation_config.decoder_start_token_id is None:
         settings["decoder_start_token_id"] = 0
     torch.manual_seed(0)
@@ -135,6 +141,18 @@ def find_generation_fault(model: PreTrainedModel, inputs: Mapping[str, Any], gen
     if not torch.equal(cached.sequences, plain.sequences):
         return f"tokens {cached.sequences.tolist()} with a cache, {plain.sequences.tolist()} without"
     return find_difference(flatten(cached.logits), flatten(plain.logits), tolerance=1e-3)
+
+
+def _marker_tokens(config: PreTrainedConfig) -> list[int]:
+    """Tokens that stand for images or sounds: a generated one would have no data."""
+    size = getattr(config.get_text_config(), "vocab_size", None) or 0
+    found: set[int] = set()
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            found.update(_marker_tokens(value))
+        elif MARKER.search(name) and type(value) is int and 0 <= value < size:
+            found.add(value)
+    return sorted(found)
 
 
 def find_generator(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Any:
