@@ -16,7 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import BertForSequenceClassification, ViTForImageClassification
+    from transformers import BertForSequenceClassification, ResNetForImageClassification, ViTForImageClassification
 
 # Read when the libraries are imported, so set before. `HF_HUB_OFFLINE=0 pytest -m network` keeps its own value.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -110,3 +110,19 @@ def weight_digest() -> Callable[[nn.Module], str]:
         return total.hexdigest()
 
     return digest
+
+
+@pytest.fixture
+def make_resnet() -> Callable[[], ResNetForImageClassification]:
+    """Build a tiny `ResNetForImageClassification`: two stages of two blocks."""
+
+    def make() -> ResNetForImageClassification:
+        import torch
+        from transformers import ResNetConfig, ResNetForImageClassification
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[2, 2], layer_type="basic")
+            return ResNetForImageClassification(config).eval()
+
+    return make

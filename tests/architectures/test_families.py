@@ -158,7 +158,6 @@ FAMILIES = [
         {**SEQ2SEQ, "num_layers": 5, "num_decoder_layers": 4, "d_kv": 8, "d_ff": 24, "num_heads": 2},
         text_to_text,
         {"encoder.block": 5, "decoder.block": 4},
-        {"encoder.block": (0,), "decoder.block": (0,)},
     ),
     Family(
         "t5",
@@ -166,7 +165,6 @@ FAMILIES = [
         {**SEQ2SEQ, "num_layers": 5, "d_kv": 8, "d_ff": 24, "num_heads": 2},
         text,
         {"encoder.block": 5},
-        {"encoder.block": (0,)},
     ),
     Family(
         "bart",

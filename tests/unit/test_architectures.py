@@ -17,8 +17,8 @@ from transformers import (
     CLIPModel,
     DeepseekV3Config,
     DeepseekV3Model,
-    FlaubertConfig,
-    FlaubertModel,
+    Dinov2Backbone,
+    Dinov2Config,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
@@ -34,6 +34,8 @@ from transformers import (
     Qwen3Model,
     Qwen3MoeConfig,
     Qwen3MoeModel,
+    SwinConfig,
+    SwinModel,
     T5Config,
     T5EncoderModel,
     WhisperConfig,
@@ -44,6 +46,7 @@ from hf_mpruner.architectures import BlockStack, ConfigField, check_kept, examin
 from hf_mpruner.architectures.reference import ABSENT, build_reference, config_nodes, plain, reload_config
 from hf_mpruner.architectures.rewrite import diff_configs, read_field, shorten_config
 from hf_mpruner.errors import PlanMismatchError, UnsupportedArchitectureError
+from hf_mpruner.surgery import ModelEdit
 
 TINY = {"num_hidden_layers": 5, "hidden_size": 16, "num_attention_heads": 4, "vocab_size": 9, "intermediate_size": 24}
 TINY_WHISPER = {
@@ -150,10 +153,6 @@ def test_per_layer_lists_belong_to_the_stack():
 
 
 REFUSED = {
-    "coupled": (
-        lambda: toy(kind="two lists"),
-        r"config\.num_layers = 4 shortens several lists together: 'blocks', 'norms'",
-    ),
     "scaled by depth": (
         lambda: toy(kind="depth scaled"),
         r"scale of layer 1 depends on the layer's position or on their number \(0\.5 now, 0\.57",
@@ -166,37 +165,17 @@ REFUSED = {
         lambda: toy(kind="pairs", num_heads=1),
         r"'blocks' goes from 4 to 2 entries when config\.num_layers goes from 4 to 3",
     ),
-    "list decides": (
-        lambda: toy(kind="list", layer_types=list("abcd")),
-        r"'blocks': the length follows that of config\.layer_types, no number in the config",
-    ),
     "cannot be lowered": (
         lambda: toy(kind="at least four"),
         r"config\.num_layers = 4 cannot be lowered by one: needs four layers",
-    ),
-    "per-layer config": (
-        lambda: on_meta(MistralModel, MistralConfig(**TINY, per_layer_config={1: {"sliding_window": 8}})),
-        r"'layers': config\.per_layer_config has settings for single layers",
     ),
     "unknown list": (
         lambda: toy(frequencies=[1, 2, 3, 4]),
         r"config\.frequencies has one entry for each of the 4 layers",
     ),
-    "taps": (
-        lambda: toy(out_indices=[2]),
-        r"config\.out_indices = \[2\] holds layer indices whose output a backbone puts out",
-    ),
     "albert": (
         lambda: AlbertModel(AlbertConfig(**TINY, embedding_size=8)),
         r"config\.num_hidden_layers = 5, but no list has 5 entries",
-    ),
-    "flaubert": (
-        lambda: FlaubertModel(FlaubertConfig(n_layers=3, emb_dim=16, n_heads=2, vocab_size=9)),
-        r"config\.n_layers = 3 shortens several lists together: 'attentions'",
-    ),
-    "gpt2 scaled by position": (
-        lambda: GPT2Model(GPT2Config(**TINY_GPT2, scale_attn_by_inverse_layer_idx=True)),
-        r"'h' \(5 GPT2Block\): layer 0 cannot be removed: attn\.scaling of layer 1 depends on the layer's position",
     ),
     "imagegpt scaled by position": (
         lambda: ImageGPTModel(ImageGPTConfig(**TINY_GPT2, scale_attn_by_inverse_layer_idx=True)),
@@ -221,23 +200,106 @@ def test_a_model_with_a_single_block_says_so():
         find_block_stacks(toy(num_layers=1))
 
 
-def test_index_lists_refuse_a_stack_only_when_they_are_not_empty():
-    config = Qwen3MoeConfig(**TINY, moe_intermediate_size=8, num_experts=2, num_key_value_heads=2, head_dim=4)
-    assert find_block_stacks(on_meta(Qwen3MoeModel, config))[0].depth == 5
-    config.mlp_only_layers = [1]
-    with pytest.raises(
-        UnsupportedArchitectureError, match=r"mlp_only_layers = \[1\] holds layer indices with a dense"
-    ):
-        find_block_stacks(on_meta(Qwen3MoeModel, config))
+def short_config(model, kept):
+    found = examine(model)
+    return found, shorten_config(found.blueprint.config, found.stacks, kept)
 
 
-def test_a_tower_that_the_parent_taps_by_number_is_refused_and_the_other_is_not():
+def test_layer_numbers_in_a_config_are_renumbered():
+    config = Qwen3MoeConfig(
+        **TINY, moe_intermediate_size=8, num_experts=2, num_key_value_heads=2, head_dim=4, mlp_only_layers=[1, 3]
+    )
+    _, short = short_config(on_meta(Qwen3MoeModel, config), {"layers": [0, 2, 3]})
+    assert (short.num_hidden_layers, short.mlp_only_layers) == (3, [2])
+
+
+def test_settings_of_single_layers_keep_their_layer():
+    model = on_meta(MistralModel, MistralConfig(**TINY, per_layer_config={1: {"sliding_window": 8}}))
+    _, short = short_config(model, {"layers": [1, 3]})
+    assert [layer.sliding_window for layer in short.per_layer_config] == [8, 4096]
+
+
+def test_a_list_of_layers_may_be_the_count():
+    (stack,) = find_block_stacks(toy(kind="list", layer_types=list("abcd")))
+    assert (str(stack.count), stack.depth, stack.prunable) == ("layer_types", 4, (0, 1, 2, 3))
+    model = toy(kind="list", layer_types=list("abcd"), num_layers=3)
+    _, short = short_config(model, {"blocks": [0, 3]})
+    assert (short.layer_types, short.num_layers) == (["a", "d"], 3)
+
+
+def test_a_tap_of_the_parent_keeps_the_hidden_state_that_it_reads():
     vision = {"model_type": "clip_vision_model", **TINY, "image_size": 8, "patch_size": 4}
     text = {"model_type": "llama", **TINY}
-    model = on_meta(LlavaForConditionalGeneration, LlavaConfig(vision_config=vision, text_config=text))
+    config = LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=-2)  # the output of layer 3
+    model = on_meta(LlavaForConditionalGeneration, config)
     found = examine(model)
-    assert [stack.path for stack in found.stacks] == ["model.language_model.layers"]
-    assert any("vision_feature_layer = -2 names the hidden state of the vision tower" in r for r in found.refusals)
+    assert {stack.path for stack in found.stacks} == {
+        "model.language_model.layers",
+        "model.vision_tower.encoder.layers",
+    }
+    vision = next(stack for stack in found.stacks if "vision" in stack.path)
+    assert list(vision.pinned) == [4]
+    assert "would be the last hidden state, which many models normalise" in vision.pinned[4]
+    _, short = short_config(model, {"model.vision_tower.encoder.layers": [0, 2, 4]})
+    assert short.vision_feature_layer == -2  # layer 3 is gone: the output of layer 2, which it would have been given
+
+
+def test_a_backbone_keeps_its_taps_by_name_and_number():
+    model = on_meta(
+        Dinov2Backbone, Dinov2Config(**TINY, image_size=8, patch_size=4, out_features=["stage2", "stage5"])
+    )
+    (stack,) = examine(model).stacks
+    _, short = short_config(model, {stack.path: [0, 1, 4]})
+    assert short.stage_names == ["stem", "stage1", "stage2", "stage3"]
+    assert (short._out_features, short._out_indices) == (["stage2", "stage3"], [2, 3])
+    with pytest.raises(UnsupportedArchitectureError, match=r"without layers \[2, 3, 4\].* would tap a layer twice"):
+        short_config(model, {stack.path: [0, 1]})
+
+
+def test_lists_that_follow_are_cut_alike():
+    (stack,) = find_block_stacks(toy(kind="two lists"))
+    assert (stack.path, [follower.path for follower in stack.followers]) == ("blocks", ["norms"])
+    model = toy(kind="two lists")
+    norms = list(model.norms)
+    edit = ModelEdit(model, {"blocks": [0, 3]})
+    edit.apply()
+    assert list(model.norms) == [norms[0], norms[3]]
+    assert {id(p) for p in norms[1].parameters()} <= {id(p) for p in edit.removed_parameters}
+    edit.undo()
+    assert list(model.norms) == norms
+
+
+def test_constants_that_count_from_the_front_leave_only_the_end_to_go():
+    (stack,) = find_block_stacks(GPT2Model(GPT2Config(**TINY_GPT2, scale_attn_by_inverse_layer_idx=True)))
+    assert (stack.period, stack.prunable) == (5, (1, 2, 3, 4))
+    assert stack.removable([1, 2]) == ()
+    assert stack.removable([1, 3, 4]) == (3, 4)
+    assert "attn.scaling of layer 1 depends on the layer's position" in stack.period_reason
+
+
+def test_blocks_that_alternate_go_in_pairs():
+    config = SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[2, 6], num_heads=[2, 2], window_size=2)
+    shallow, deep = find_block_stacks(on_meta(SwinModel, config))
+    assert (shallow.period, shallow.prunable) == (1, (1,))
+    assert (deep.period, deep.prunable) == (2, (1, 2, 3, 4, 5))
+    assert "shift_size" in deep.period_reason
+    assert deep.removable([0, 1, 2, 3]) == (1, 2)
+
+
+def test_stochastic_depth_follows_the_new_schedule():
+    model = SwinModel(
+        SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[2, 4], num_heads=[2, 2], window_size=8)
+    )
+    edit = ModelEdit(model, {"encoder.layers.1.blocks": [0, 1]})
+    before = [block.drop_path for stage in model.encoder.layers for block in stage.blocks]
+    edit.apply()
+    after = [block.drop_path for stage in model.encoder.layers for block in stage.blocks]
+    built = SwinModel(model.config)
+    assert [vars(d).get("drop_prob") for d in after] == [
+        vars(block.drop_path).get("drop_prob") for stage in built.encoder.layers for block in stage.blocks
+    ]
+    edit.undo()
+    assert [block.drop_path for stage in model.encoder.layers for block in stage.blocks] == before
 
 
 def test_equal_counts_in_two_towers_stay_apart():
@@ -259,20 +321,27 @@ def test_a_stack_inside_a_block_is_left_alone():
 # pins
 
 
-def test_the_first_block_of_t5_owns_the_bias():
+def test_the_bias_of_t5_moves_to_the_new_first_block():
     config = T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=4, num_heads=2, vocab_size=9)
     (stack,) = find_block_stacks(on_meta(T5EncoderModel, config))
-    assert stack.prunable == (1, 2, 3)
-    assert stack.pinned == {
-        0: "it owns layer.0.SelfAttention.relative_attention_bias.weight, which the layer that would take its place lacks"
+    assert stack.prunable == (0, 1, 2, 3)
+    proof = prove(on_meta(T5EncoderModel, config), {"encoder.block": [1, 3]})
+    bias = "layer.0.SelfAttention.relative_attention_bias"
+    assert [(move.source, move.target) for move in proof.moves] == [
+        (f"encoder.block.0.{bias}", f"encoder.block.1.{bias}")
+    ]
+    assert ("encoder.block.1.layer.0.SelfAttention", "has_relative_attention_bias", False, True) in {
+        (edit.path, edit.name, edit.old, edit.new) for edit in proof.values
     }
 
 
-def test_dense_layers_before_a_prefix_are_pinned():
+def test_dense_layers_at_the_front_are_counted_again():
     config = DeepseekV3Config(**TINY, first_k_dense_replace=2, n_routed_experts=4, n_group=2, topk_group=1)
-    (stack,) = find_block_stacks(on_meta(DeepseekV3Model, config))
-    assert stack.prunable == (2, 3, 4)
-    assert "mlp.gate_proj.weight" in stack.pinned[1]
+    model = on_meta(DeepseekV3Model, config)
+    (stack,) = find_block_stacks(model)
+    assert stack.prunable == (0, 1, 2, 3, 4)
+    _, short = short_config(model, {"layers": [1, 3]})
+    assert short.first_k_dense_replace == 1
 
 
 def test_a_count_copy_outside_the_blocks_follows():
@@ -285,21 +354,22 @@ def test_a_count_copy_outside_the_blocks_follows():
 
 
 def test_a_shared_block_is_not_removed():
-    with pytest.raises(
-        UnsupportedArchitectureError, match=r"'blocks\.1\.weight' would be removed, but 'head\.weight' is"
-    ):
+    with pytest.raises(UnsupportedArchitectureError, match=r"'blocks\.1\.weight' share a parameter or do not"):
         prove(toy(kind="shared"), {"blocks": [0, 2]})
     prove(toy(kind="shared"), {"blocks": [0, 1]})
+    model = toy()
+    model.blocks[2].weight = model.blocks[1].weight  # by hand: no config knows
+    with pytest.raises(UnsupportedArchitectureError, match=r"'blocks\.1\.weight', 'blocks\.2\.weight' share"):
+        prove(model, {"blocks": [0, 1, 3]})
 
 
 def test_an_unprovable_cut_names_model_stack_layer_and_attribute():
-    config = T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=4, num_heads=2, vocab_size=9)
     message = (
-        r"T5EncoderModel \(model_type 't5'\): cutting 'encoder\.block' to layers \[1, 2\] cannot be proved right: the "
-        r"shortened config expects 'layer\.0\.SelfAttention\.relative_attention_bias\.weight' in layer 1, which has none"
+        r"ToyModel \(model_type 'toy'\): cutting 'blocks' to layers \[1, 2\] cannot be proved right: the shortened config "
+        r"expects 'bias' in layer 1, which has none"
     )
     with pytest.raises(UnsupportedArchitectureError, match=message):
-        prove(on_meta(T5EncoderModel, config), {"encoder.block": [1, 2]})
+        prove(toy(kind="first is special"), {"blocks": [1, 2]})
 
 
 # the selection of layers

@@ -80,6 +80,20 @@ class Harmless(LoopModel):
         return x
 
 
+class Branches(LoopModel):
+    def forward(self, x):
+        return sum(layer(x) for layer in self.layers)
+
+
+class Sum(LoopModel):
+    def forward(self, x):
+        total = 0
+        for _, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            branch = layer(x)
+            total = total + branch
+        return total
+
+
 class Midpoint(LoopModel):
     def forward(self, x):
         for number, layer in enumerate(self.layers):
@@ -116,7 +130,9 @@ class Helper(LoopModel):
         return self.run(x)
 
     def run(self, x):
-        return [layer(x) for number, layer in enumerate(self.layers) if number % 2]
+        for number, layer in enumerate(self.layers):
+            x = layer(x) if number % 2 else x
+        return x
 
 
 class Parity(LoopModel):
@@ -147,6 +163,15 @@ def test_a_computation_with_layer_numbers_refuses_the_stack(model_class, code):
         find_block_stacks(model_class(LoopConfig()))
 
 
+@pytest.mark.parametrize("model_class", [Branches, Sum])
+def test_branches_are_no_stack(model_class):
+    message = (
+        rf"'layers': its entries run side by side, not one after the other: {model_class.__name__}\.forward: layer"
+    )
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        find_block_stacks(model_class(LoopConfig()))
+
+
 def test_reviewed_code_is_harmless_until_the_config_switches_it_on():
     sizes = {
         "num_hidden_layers": 3,
@@ -156,12 +181,13 @@ def test_reviewed_code_is_harmless_until_the_config_switches_it_on():
         "vocab_size": 9,
     }
     assert find_block_stacks(DebertaV2Model(DebertaV2Config(**sizes)))[0].depth == 3
-    with pytest.raises(UnsupportedArchitectureError, match=r"DebertaV2Encoder\.forward: i == 0"):
-        find_block_stacks(DebertaV2Model(DebertaV2Config(**sizes, conv_kernel_size=3)))
+    assert find_block_stacks(DebertaV2Model(DebertaV2Config(**sizes)))[0].pinned == {}
+    pinned = find_block_stacks(DebertaV2Model(DebertaV2Config(**sizes, conv_kernel_size=3)))[0].pinned
+    assert pinned == {0: "a convolution over the output of the first layer, where the config asks for one"}
 
 
 def test_every_review_states_its_reason():
-    assert all(reason and ": " in code for code, (_, reason) in REVIEWED_CODE.items())
+    assert all(reason and ": " in code for code, (reason, _, _) in REVIEWED_CODE.items())
 
 
 def test_the_middle_of_an_encoder_does_not_move():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .compare import StackCut, ValueEdit
+from .edits import ModuleMove, TensorSlice, ValueEdit
 from .find import Examination, examine, find_block_stacks
 from .proof import ConfigEdit, CutProof, check_kept, prove_cut
 from .reference import ABSENT
 from .size import count_parameters, parameters_after
-from .stack import BlockStack, ConfigField
+from .stack import BlockStack, ConfigField, Follower, FollowingField, StackCut
 
 __all__ = [
     "ABSENT",
@@ -16,7 +16,11 @@ __all__ = [
     "ConfigField",
     "CutProof",
     "Examination",
+    "Follower",
+    "FollowingField",
+    "ModuleMove",
     "StackCut",
+    "TensorSlice",
     "ValueEdit",
     "check_kept",
     "count_parameters",

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedArchitectureError
-from .reference import ModuleDescription, build_reference, describe_modules, reload_config
+from .reference import ModuleDescription, build_reference, describe_modules, plain, reload_config
 from .rules import POSITION_ATTRIBUTES
 
 
@@ -124,7 +124,8 @@ def _renumbered(model: nn.Module, promised: Mapping[str, ModuleDescription]) -> 
     """Position attributes of the live model that are not those of the reference."""
     for path, module in model.named_modules(remove_duplicate=False):
         for name in POSITION_ATTRIBUTES.keys() & vars(module).keys():
-            if path in promised and vars(module)[name] != promised[path].values.get(name):
+            live, values = plain(vars(module)[name]), promised[path].values if path in promised else {}
+            if live is not None and name in values and live != values[name]:
                 yield f"{path}.{name}"
 
 

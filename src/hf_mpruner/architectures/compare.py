@@ -5,111 +5,57 @@ Both sides are descriptions of builds on the meta device, so that the comparison
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .edits import Comparison, Difference, ModuleMove, TensorSlice, ValueEdit
 from .reference import ABSENT, ModuleDescription
-from .rules import POSITION_ATTRIBUTES
-
-
-@dataclass(frozen=True)
-class StackCut:
-    """What stays of one stack.
-
-    Args:
-        depth (`int`): number of blocks before the cut.
-        kept (`tuple[int, ...]`): the blocks that stay, ascending, in the numbering before the cut.
-    """
-
-    depth: int
-    kept: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ValueEdit:
-    """A plain attribute of a module that follows the cut.
-
-    Args:
-        path (`str`): module path, in the numbering before the cut.
-        name (`str`): attribute name, or that of a buffer that no checkpoint holds and that goes.
-        old: value before the cut.
-        new: value after the cut; `ABSENT` if the attribute or buffer goes.
-    """
-
-    path: str
-    name: str
-    old: Any
-    new: Any
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Something that would not be the same after saving and reloading the cut model.
-
-    Args:
-        kind (`str`): `"lacks"` (the reloaded model has it, the kept blocks do not), `"extra"` (the other way round),
-            `"class"`, `"shape"` or `"value"`.
-        stack (`str`): path of the cut stack it is in, `""` for the rest of the model.
-        layer (`int`): the block it is in, in the numbering before the cut; -1 for the rest of the model.
-        name (`str`): dotted name inside the block, or inside the model for the rest of it.
-        old: as it is.
-        new: as the shortened config builds it.
-    """
-
-    kind: str
-    stack: str
-    layer: int
-    name: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        """One clause of an error message."""
-        place = f"'{self.name}' of layer {self.layer}" if self.layer >= 0 else f"'{self.name}'"
-        if self.kind == "lacks":
-            where = f"layer {self.layer}" if self.layer >= 0 else "the model"
-            return f"the shortened config expects '{self.name}' in {where}, which has none"
-        if self.kind == "extra":
-            return f"{place} has no place in the shortened config"
-        return f"{self.kind} of {place} is {_short(self.old)} and would be {_short(self.new)} after reloading"
-
+from .rules import FIRST_BLOCK_MODULES, LAYER_AXES, LAYER_REFERENCES, POSITION_ATTRIBUTES, STOCHASTIC_DEPTH
+from .stack import StackCut
 
 _SEVERITY = {"lacks": 0, "extra": 1, "shape": 2, "class": 3, "value": 4}
 
 
 def compare_builds(
-    old: Mapping[str, ModuleDescription], new: Mapping[str, ModuleDescription], cuts: Mapping[str, StackCut]
-) -> tuple[list[ValueEdit], list[Difference]]:
+    old: Mapping[str, ModuleDescription],
+    new: Mapping[str, ModuleDescription],
+    cuts: Mapping[str, StackCut],
+    rewritten: Sequence[tuple[Any, Any]] = (),
+) -> Comparison:
     """Compare a build, restricted to its kept blocks, with the build of its shortened config.
 
     Args:
         old (`Mapping[str, ModuleDescription]`): description of the model as it is.
         new (`Mapping[str, ModuleDescription]`): description of what the shortened config builds.
-        cuts (`Mapping[str, StackCut]`): by stack path, what stays; other stacks are whole.
+        cuts (`Mapping[str, StackCut]`): by path of a list, what stays; other lists are whole.
+        rewritten (`Sequence[tuple[Any, Any]]`): plain config values, before and after, of which modules keep copies.
 
     Returns:
-        `tuple[list[ValueEdit], list[Difference]]`: attributes that follow the cut (positions, copies of the count),
-        and what else differs, the gravest first. The cut is right if the second list is empty.
+        `Comparison`: edits that make the first the second, and the differences that no edit explains.
     """
-    comparison = _Comparison(cuts)
+    matcher = _Matcher(old, cuts, rewritten)
     unmatched = dict(new)
+    pairs: list[tuple[str, tuple[str, int, str], ModuleDescription, ModuleDescription]] = []
     for path, before in old.items():
         stack, layer, name, renumbered = _locate(path, cuts)
         if renumbered is None:
             continue
         after = unmatched.pop(renumbered, None)
         if after is None:
-            comparison.differences.append(Difference("extra", stack, layer, name, before.kind, None))
+            matcher.differ("extra", (stack, layer, name), "", before.kind, None)
         elif before != after:
-            comparison.compare(path, (stack, layer, name), before, after)
+            pairs.append((path, (stack, layer, name), before, after))
     for path, after in unmatched.items():
-        stack, layer, name = _locate_new(path, cuts)
-        for tensor, shape in (after.tensors or {"": None}).items():
-            full = f"{name}.{tensor}".strip(".")
-            comparison.differences.append(Difference("lacks", stack, layer, full, None, shape))
-    gravest_first = sorted(comparison.differences, key=lambda found: (_SEVERITY[found.kind], found.old is found.new))
-    return comparison.edits, gravest_first
+        if not matcher.move(path, after):
+            place = _locate_new(path, cuts)
+            for tensor, shape in (after.tensors or {"": None}).items():
+                matcher.differ("lacks", place, tensor, None, shape)
+    for path, place, before, after in pairs:
+        matcher.compare(path, place, before, after)
+    found = matcher.found
+    found.differences.sort(key=lambda one: (_SEVERITY[one.kind], one.old is one.new))
+    return found
 
 
 def renumber(path: str, cuts: Mapping[str, StackCut]) -> str | None:
@@ -130,39 +76,122 @@ def renumber(path: str, cuts: Mapping[str, StackCut]) -> str | None:
     return _locate(path, cuts)[3]
 
 
-class _Comparison:
+class _Matcher:
     """What was found so far, module by module."""
 
-    def __init__(self, cuts: Mapping[str, StackCut]) -> None:
+    def __init__(
+        self,
+        old: Mapping[str, ModuleDescription],
+        cuts: Mapping[str, StackCut],
+        rewritten: Sequence[tuple[Any, Any]],
+    ) -> None:
+        self.old = old
         self.cuts = cuts
-        self.edits: list[ValueEdit] = []
-        self.differences: list[Difference] = []
+        self.rewritten = rewritten
+        self.found = Comparison()
+
+    def differ(self, kind: str, place: tuple[str, int, str], name: str, old: Any, new: Any) -> None:
+        stack, layer, inner = place
+        self.found.differences.append(Difference(kind, stack, layer, f"{inner}.{name}".strip("."), old, new))
+
+    def move(self, path: str, after: ModuleDescription) -> bool:
+        """Whether a module that the new first block needs can be had from the removed one."""
+        stack, layer, name = _locate_new(path, self.cuts)
+        if not stack or 0 in self.cuts[stack].kept or layer != self.cuts[stack].kept[0]:
+            return False
+        source = f"{stack}.0.{name}"
+        owned = [part for part in name.split(".") if part in FIRST_BLOCK_MODULES]
+        if not owned or self.old.get(source) != after:
+            return False
+        if name.endswith(owned[0]):
+            self.found.moves.append(ModuleMove(source, f"{stack}.{layer}.{name}"))
+        return True
 
     def compare(
         self, path: str, place: tuple[str, int, str], before: ModuleDescription, after: ModuleDescription
     ) -> None:
         """Compare one module that is not equal in the two builds."""
-        stack, layer, inner = place
-        outside = layer < 0
-        if outside and before.kind == after.kind and before.computed and _holds_less(before, after):
-            self.edits += _follow(path, before, after)
+        outside = place[1] < 0
+        training_only = path.rpartition(".")[2] in STOCHASTIC_DEPTH and not before.tensors and not after.tensors
+        if training_only and before.kind != after.kind:
+            self.found.swaps.append(path)
             return
-        for name in {**before.tensors, **after.tensors}:
-            a, b = before.tensors.get(name), after.tensors.get(name)
-            if a != b:
-                kind = "lacks" if a is None else "extra" if b is None else "shape"
-                self.differences.append(Difference(kind, stack, layer, f"{inner}.{name}".strip("."), a, b))
+        if outside and before.kind == after.kind and before.computed and _holds_less(before, after):
+            self.found.values += _follow(path, before, after)
+            return
+        widths = self._compare_tensors(path, place, before, after)
         if before.kind != after.kind:
             kinds = (kind.rpartition(".")[2] for kind in (before.kind, after.kind))
-            self.differences.append(Difference("class", stack, layer, inner, *kinds))
+            self.differ("class", place, "", *kinds)
         for name in {**before.values, **after.values}:
             a, b = before.values.get(name, ABSENT), after.values.get(name, ABSENT)
             if a == b:
                 continue
-            if name in POSITION_ATTRIBUTES or (outside and _is_count_copy(a, b, self.cuts)):
-                self.edits.append(ValueEdit(path, name, a, b))
+            if (a, b) in widths or training_only or self._follows(path, place, name, a, b):
+                self.found.values.append(ValueEdit(path, name, a, b))
             else:
-                self.differences.append(Difference("value", stack, layer, f"{inner}.{name}".strip("."), a, b))
+                self.differ("value", place, name, a, b)
+
+    def _follows(self, path: str, place: tuple[str, int, str], name: str, old: Any, new: Any) -> bool:
+        """Whether it is clear why an attribute is another in the new build, so that it may be written."""
+        if name in POSITION_ATTRIBUTES or name in STOCHASTIC_DEPTH:
+            return True
+        if isinstance(old, float) and isinstance(new, float):
+            return math.isclose(old, new, rel_tol=1e-12)  # a constant of the depth, computed from a rewritten value
+        if place[1] < 0:
+            return (old, new) in self.rewritten or _follows_count(old, new, self.cuts)
+        if name in LAYER_REFERENCES:
+            kept = self.cuts[place[0]].kept
+            return old in kept and bool(new == kept.index(old))
+        if isinstance(old, tuple) and (old, new) in self.rewritten:
+            return True
+        flags = {flag: owned for owned, (flag, _) in FIRST_BLOCK_MODULES.items()}
+        return name in flags and any(move.target == f"{path}.{flags[name]}" for move in self.found.moves)
+
+    def _compare_tensors(
+        self, path: str, place: tuple[str, int, str], before: ModuleDescription, after: ModuleDescription
+    ) -> list[tuple[int, int]]:
+        """Find tensors that differ; returns the widths, old and new, of those that are cut by layers."""
+        widths: list[tuple[int, int]] = []
+        for name in {**before.tensors, **after.tensors}:
+            a, b = before.tensors.get(name), after.tensors.get(name)
+            if a == b:
+                continue
+            part = _slice_of(path, name, a, b, self.cuts) if a and b and place[1] < 0 else None
+            if part is not None and a and b:
+                self.found.slices.append(part)
+                widths.append((a[part.axis], b[part.axis]))
+            else:
+                self.differ("lacks" if a is None else "extra" if b is None else "shape", place, name, a, b)
+        return widths
+
+
+def _slice_of(
+    path: str, name: str, old: tuple[int, ...], new: tuple[int, ...], cuts: Mapping[str, StackCut]
+) -> TensorSlice | None:
+    """How a parameter with room for every layer loses some, if it is one."""
+    full = f"{path}.{name}"
+    for known, (axis, _) in LAYER_AXES.items():
+        if (
+            not full.endswith(known)
+            or len(old) != len(new)
+            or old[:axis] + old[axis + 1 :] != new[:axis] + new[axis + 1 :]
+        ):
+            continue
+        fits = [
+            (stack, cut)
+            for stack, cut in cuts.items()
+            if old[axis] % cut.depth == 0 and new[axis] == old[axis] // cut.depth * len(cut.kept)
+        ]
+        if fits:  # of towers of one depth, the one that the parameter lies next to
+            _, cut = max(fits, key=lambda fit: len(_common(fit[0].split("."), path.split("."))))
+            return TensorSlice(path, name, axis, cut)
+    return None
+
+
+def _common(first: list[str], second: list[str]) -> list[str]:
+    """Longest common beginning."""
+    return [a for n, a in enumerate(first) if first[: n + 1] == second[: n + 1]]
 
 
 def _holds_less(before: ModuleDescription, after: ModuleDescription) -> bool:
@@ -189,9 +218,19 @@ def _follow(path: str, before: ModuleDescription, after: ModuleDescription) -> I
             yield ValueEdit(path, name, value, after.values.get(name, ABSENT))
 
 
-def _is_count_copy(old: Any, new: Any, cuts: Mapping[str, StackCut]) -> bool:
-    """Whether an attribute outside the blocks went from the old depth of a cut stack to its new depth."""
-    return isinstance(old, int) and any(old == cut.depth and new == len(cut.kept) for cut in cuts.values())
+def _follows_count(old: Any, new: Any, cuts: Mapping[str, StackCut]) -> bool:
+    """Whether an attribute outside the blocks follows a cut: a copy of the count, alone or in a list, or a list by layer."""
+    if type(old) is int and type(new) is int:
+        return any(old - cut.depth == new - len(cut.kept) and old - cut.depth in (-1, 0, 1) for cut in cuts.values())
+    if not isinstance(old, tuple) or not isinstance(new, tuple):
+        return False
+    for cut in cuts.values():  # one entry for each layer, or for each hidden state
+        left = tuple(old[layer] for layer in cut.kept if layer < len(old))
+        if (len(old) == cut.depth and new == left) or (
+            len(old) == cut.depth + 1 and new == (old[0], *(old[layer + 1] for layer in cut.kept))
+        ):
+            return True
+    return len(old) == len(new) and all(a == b or _follows_count(a, b, cuts) for a, b in zip(old, new, strict=True))
 
 
 def _locate(path: str, cuts: Mapping[str, StackCut]) -> tuple[str, int, str, str | None]:
@@ -214,8 +253,3 @@ def _locate_new(path: str, cuts: Mapping[str, StackCut]) -> tuple[str, int, str]
             position = int(number)
             return stack, cut.kept[position] if position < len(cut.kept) else position, rest
     return "", -1, path
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

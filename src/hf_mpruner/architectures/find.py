@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint, make_blueprint
+from .follow import find_follows
+from .order import find_side_by_side
 from .pins import pin_stack
-from .reference import ModuleDescription, config_nodes, describe_modules
-from .rewrite import read_field, write_field_
-from .rules import INDEX_LISTS, PER_LAYER_LISTS, TAPS, UNRELATED_LISTS
+from .reference import config_nodes, describe_modules
+from .rewrite import shorten_config
+from .rules import FOLLOWS, STAGE_LISTS, UNRELATED_LISTS
 from .source import find_position_code
-from .stack import BlockStack, ConfigField
+from .stack import BlockStack, ConfigField, Follower, FollowingField
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def find_block_stacks(model: nn.Module) -> list[BlockStack]:
         >>> config = T5Config(d_model=8, d_kv=4, d_ff=16, num_layers=3, num_decoder_layers=4, num_heads=2, vocab_size=16)
         >>> for stack in find_block_stacks(T5ForConditionalGeneration(config)):
         ...     print(stack.path, stack.depth, stack.count, stack.prunable)
-        encoder.block 3 num_layers (1, 2)
-        decoder.block 4 num_decoder_layers (1, 2, 3)
+        encoder.block 3 num_layers (0, 1, 2)
+        decoder.block 4 num_decoder_layers (0, 1, 2, 3)
     """
     found = examine(model)
     if not found.stacks:
@@ -89,12 +91,14 @@ def examine(model: nn.Module) -> Examination:
             trial = _experiment(blueprint, lengths, field, depth)
             if trial is not None and trial[0].path not in stacks:
                 stack, without_last = trial
-                _check_config_lists(blueprint.config, stack)
+                _check_config_lists(blueprint, lengths, stack)
                 shorter = describe_modules(without_last)
-                stacks[stack.path] = _check_code(blueprint, pin_stack(blueprint, stack, shorter), shorter)
+                by_code = find_position_code(blueprint, stack, shorter)
+                stacks[stack.path] = pin_stack(blueprint, stack, shorter, by_code)
         except UnsupportedArchitectureError as error:
             refusals.append(str(error))
-    outermost = [path for path in lengths if path in stacks and not any(path.startswith(f"{p}.") for p in stacks)]
+    taken = [*stacks, *(follower.path for stack in stacks.values() for follower in stack.followers)]
+    outermost = [path for path in lengths if path in stacks and not any(path.startswith(f"{p}.") for p in taken)]
     refusals += [f"{path!r} lies inside a block of another stack" for path in stacks.keys() - set(outermost)]
     refusals += _counts_without_list(blueprint.config, lengths)
     return Examination(blueprint, tuple(stacks[path] for path in outermost), tuple(dict.fromkeys(refusals)))
@@ -107,20 +111,25 @@ def container_lengths(model: nn.Module) -> dict[str, int]:
         model (`nn.Module`): any.
 
     Returns:
-        `dict[str, int]`: by path in module order: `ModuleList` and `Sequential` whose entries are numbered.
+        `dict[str, int]`: by path in module order: `ModuleList` and `Sequential` whose entries are numbered. A list
+        that is reachable twice is there under both paths.
     """
     return {
         path: len(module)
-        for path, module in model.named_modules()
+        for path, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.ModuleList | nn.Sequential)
         and list(module._modules) == [str(number) for number in range(len(module))]
     }
 
 
 def _candidate_fields(config: PreTrainedConfig, lengths: Mapping[str, int]) -> Iterator[tuple[ConfigField, int]]:
-    """Config integers that equal the length of some list: equality only narrows, the experiment decides."""
+    """Config values that equal the length of some list: equality only narrows, the experiment decides.
+
+    Integers first, then lists by layer, whose own length is the count in a few models.
+    """
     wanted = {length for length in lengths.values() if length >= 2}
-    for path, node in config_nodes(config).items():
+    nodes = config_nodes(config)
+    for path, node in nodes.items():
         for name, value in vars(node).items():
             if type(value) is int and value in wanted:
                 yield ConfigField(name, path), value
@@ -128,6 +137,11 @@ def _candidate_fields(config: PreTrainedConfig, lengths: Mapping[str, int]) -> I
                 for index, item in enumerate(value):
                     if type(item) is int and item in wanted:
                         yield ConfigField(name, path, index), item
+    for path, node in nodes.items():
+        for name, value in vars(node).items():
+            by_layer = name in FOLLOWS and FOLLOWS[name].kind == "entries"
+            if by_layer and isinstance(value, list | tuple) and len(value) in wanted:
+                yield ConfigField(name, path), len(value)
 
 
 def _experiment(
@@ -137,13 +151,17 @@ def _experiment(
 
     `None`: the field decides no list. Raises if it decides one that cannot be cut.
     """
-    lists = _per_layer_lists(blueprint.config, field, depth)
-    edited = copy.deepcopy(blueprint.config)
-    for name in lists:
-        write_field_(edited, name, read_field(edited, name)[:-1])
-    only_lists = _build(blueprint, edited) if lists else None
-    write_field_(edited, field, depth - 1)
-    built = _build(blueprint, edited)
+    follows = find_follows(blueprint.config, field, depth)
+    built = _build_shorter(blueprint, field, depth, follows)
+    for follow in follows if isinstance(built, str) else ():
+        if follow.kind in ("entries", "sources"):  # perhaps of that length by chance
+            fewer = tuple(other for other in follows if other is not follow)
+            retried = _build_shorter(blueprint, field, depth, fewer)
+            if not isinstance(retried, str):
+                follows, built = fewer, retried
+                break
+    if isinstance(built, str) and any(follow.field == field for follow in follows):
+        return None  # a list by layer, but not one whose length is the count
     if isinstance(built, str):  # an experiment may well ask for the impossible, e.g. 11 heads of a width of 768
         if any(word in field.name for word in ("layer", "depth", "block")):
             raise UnsupportedArchitectureError(f"config.{field} = {depth} cannot be lowered by one: {built}")
@@ -151,44 +169,84 @@ def _experiment(
     moved = _moved(lengths, built)
     if not moved:
         return None
-    if isinstance(only_lists, nn.Module) and _moved(lengths, only_lists):
-        raise UnsupportedArchitectureError(
-            f"{', '.join(map(repr, moved))}: the length follows that of config.{lists[0]}, no number in the config"
-        )
-    if len(moved) > 1:
-        raise UnsupportedArchitectureError(
-            f"config.{field} = {depth} shortens several lists together: {', '.join(map(repr, moved))}"
-        )
-    path, after = next(iter(moved.items()))
-    if lengths[path] != depth or after != depth - 1:
-        raise UnsupportedArchitectureError(
-            f"{path!r} goes from {lengths[path]} to {after} entries when config.{field} goes from {depth} to {depth - 1}"
-        )
-    block = blueprint.reference.get_submodule(f"{path}.0")
-    if type(block).__module__.startswith("torch."):  # embeddings or heads side by side, not blocks in a row
-        raise UnsupportedArchitectureError(
-            f"{path!r} is a list of plain {type(block).__name__} modules, not of blocks"
-        )
-    return BlockStack(path, type(block).__name__, depth, field, tuple(lists)), built
-
-
-def _build(blueprint: Blueprint, config: PreTrainedConfig) -> nn.Module | str:
-    """The model of an edited config, or why there is none."""
-    try:
-        return blueprint.rebuild(config)
-    except UnsupportedArchitectureError as error:
-        return " ".join(str(error.__cause__ or error).split())[:300]
-
-
-def _per_layer_lists(config: PreTrainedConfig, field: ConfigField, depth: int) -> list[ConfigField]:
-    if field.index is not None:
-        return []
-    raw = vars(config_nodes(config)[field.node])
-    return [
-        ConfigField(name, field.node)
-        for name in raw
-        if name in PER_LAYER_LISTS and isinstance(raw[name], list | tuple) and len(raw[name]) == depth
+    if all(follow.field != field for follow in follows) and _moves_alone(blueprint, lengths, follows, depth, moved):
+        return None  # a list of this length is the count, and has its own turn
+    stages = [
+        n for n, v in vars(config_nodes(blueprint.config)[field.node]).items() if n in STAGE_LISTS and _has(v, depth)
     ]
+    if stages and field.index is None:
+        raise UnsupportedArchitectureError(
+            f"{', '.join(map(repr, moved))}: its {depth} entries are stages (config.{field}, {stages[0]}), not blocks"
+        )
+    path, followers = _split(blueprint, lengths, moved, field, depth)
+    parent, _, name = path.rpartition(".")
+    parallel = find_side_by_side(type(blueprint.reference.get_submodule(parent)), name)
+    if parallel:
+        raise UnsupportedArchitectureError(
+            f"{path!r}: its entries run side by side, not one after the other: {parallel}"
+        )
+    block = type(blueprint.reference.get_submodule(f"{path}.0")).__name__
+    return BlockStack(path, block, depth, field, follows, followers), built
+
+
+def _has(value: Any, length: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == length
+
+
+def _build_shorter(
+    blueprint: Blueprint, field: ConfigField, depth: int, follows: tuple[FollowingField, ...]
+) -> nn.Module | str:
+    """The model with one block fewer, or why there is none: without the last one that no other value holds on to."""
+    trial = BlockStack(f"config.{field}", "", depth, field, follows)
+    why = ""
+    for layer in reversed(range(depth)):
+        kept = [other for other in range(depth) if other != layer]
+        try:
+            return blueprint.rebuild(shorten_config(blueprint.config, [trial], {trial.path: kept}))
+        except UnsupportedArchitectureError as error:
+            why = why or " ".join(str(error.__cause__ or error).split())[:300]
+        if not follows:  # then every layer leaves the same config
+            break
+    return why
+
+
+def _moves_alone(
+    blueprint: Blueprint,
+    lengths: Mapping[str, int],
+    follows: tuple[FollowingField, ...],
+    depth: int,
+    moved: Mapping[str, int],
+) -> bool:
+    """Whether the blocks follow the lists by layer, and not the number that happens to equal their length."""
+    lists = tuple(follow for follow in follows if follow.kind == "entries")
+    if not lists:
+        return False
+    built = _build_shorter(blueprint, lists[0].field, depth, lists)
+    return not isinstance(built, str) and bool(_moved(lengths, built).keys() & moved.keys())
+
+
+def _split(
+    blueprint: Blueprint, lengths: Mapping[str, int], moved: Mapping[str, int], field: ConfigField, depth: int
+) -> tuple[str, tuple[Follower, ...]]:
+    """Of the lists that got shorter, the one that holds the blocks, and those that follow it."""
+    model = blueprint.reference
+    for path, after in moved.items():
+        if lengths[path] not in (depth, depth + 1) or after != lengths[path] - 1:
+            raise UnsupportedArchitectureError(
+                f"{path!r} goes from {lengths[path]} to {after} entries when config.{field} goes from {depth} to "
+                f"{depth - 1}"
+            )
+    kinds = {path: type(model.get_submodule(f"{path}.0")) for path in moved}
+    blocks = {
+        path: sum(parameter.numel() for parameter in model.get_submodule(path).parameters())
+        for path, kind in kinds.items()
+        if lengths[path] == depth and not kind.__module__.startswith("torch.")  # no heads or embeddings side by side
+    }
+    if not blocks:
+        path, kind = next(iter(kinds.items()))
+        raise UnsupportedArchitectureError(f"{path!r} is a list of plain {kind.__name__} modules, not of blocks")
+    chosen = max(blocks, key=lambda path: blocks[path])
+    return chosen, tuple(Follower(path, lengths[path] - depth) for path in moved if path != chosen)
 
 
 def _moved(lengths: Mapping[str, int], built: nn.Module) -> dict[str, int]:
@@ -202,43 +260,33 @@ def _moved(lengths: Mapping[str, int], built: nn.Module) -> dict[str, int]:
     }
 
 
-def _check_config_lists(config: PreTrainedConfig, stack: BlockStack) -> None:
-    """Refuse what the proof cannot see: values that are read by layer number while the model runs."""
-    nodes = config_nodes(config)
+def _check_config_lists(blueprint: Blueprint, lengths: Mapping[str, int], stack: BlockStack) -> None:
+    """Refuse lists that may be about single layers, in a way that nobody has told us."""
+    config = blueprint.config
     if stack.count.index is not None:
         return  # the lists beside `depths` are about stages, and stages stay
-    sliced = {field.name for field in stack.per_layer}
+    known = {follow.field.name for follow in stack.follows} | UNRELATED_LISTS.keys()
     where = f"config.{stack.count.node}".rstrip(".")
-    for name, value in vars(nodes[stack.count.node]).items():
-        if name == "_heterogeneity_spec":
-            raise UnsupportedArchitectureError(
-                f"{stack.path!r}: {where}.per_layer_config has settings for single layers"
-            )
-        if value and name in INDEX_LISTS:
-            raise UnsupportedArchitectureError(
-                f"{stack.path!r}: {where}.{name.lstrip('_')} = {value} holds {INDEX_LISTS[name]}"
-            )
-        per_layer = isinstance(value, list | tuple) and len(value) == stack.depth
-        if per_layer and name not in sliced and name not in UNRELATED_LISTS:
+    for name, value in vars(config_nodes(config)[stack.count.node]).items():
+        if isinstance(value, list | tuple) and len(value) == stack.depth and name not in known:
+            if _decides_other_list(blueprint, lengths, ConfigField(name, stack.count.node), stack):
+                continue
             raise UnsupportedArchitectureError(
                 f"{stack.path!r}: {where}.{name} has one entry for each of the {stack.depth} layers, or happens to be as "
-                "long; hf_mpruner does not know which"
+                "long; hf_mpruner does not know which. register_architecture says it"
             )
-    for path, node in nodes.items():
-        for name, (tower, reason) in TAPS.items():
-            if getattr(node, name, None) is not None and tower in stack.count.node and path != stack.count.node:
-                value = getattr(node, name)
-                raise UnsupportedArchitectureError(f"{stack.path!r}: {name} = {value} names {reason} by layer number")
 
 
-def _check_code(blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str, ModuleDescription]) -> BlockStack:
-    """Refuse a stack around which code computes with the numbers of layers; no build shows that."""
-    find = find_position_code(blueprint, stack, without_last)
-    if find is not None:
-        raise UnsupportedArchitectureError(
-            f"{stack.path!r}: the model computes with a layer's number, or with how many there are, as it runs: {find}"
-        )
-    return stack
+def _decides_other_list(
+    blueprint: Blueprint, lengths: Mapping[str, int], field: ConfigField, stack: BlockStack
+) -> bool:
+    """Whether a config list is as long as the stack by chance: it is the length of another list, or cannot change."""
+    alone = FollowingField(field, "entries")
+    built = _build_shorter(blueprint, field, stack.depth, (alone,))
+    if isinstance(built, str):  # so it goes with something else; the proof has built the shorter stack without it
+        return True
+    moved = _moved(lengths, built)
+    return bool(moved) and stack.path not in moved
 
 
 def _counts_without_list(config: PreTrainedConfig, lengths: Mapping[str, int]) -> Iterator[str]:

@@ -27,6 +27,11 @@ def find_cache_problem(before: PreTrainedModel, after: PreTrainedModel) -> str |
         >>> print(find_cache_problem(whole, short))
         generate() keeps keys and values for 5 layers, the length of the encoder, but the decoder has 6: ...
     """
+    if after.can_generate() and _has_attention(before) and not _has_attention(after):
+        return (
+            "generate() learns the length of what it has seen from the cache of an attention layer, and none is left: it "
+            "will fail unless called with use_cache=False. Keep at least one layer with attention."
+        )
     room, needed = _cache_entries(after)
     if needed <= room or _cache_entries(before)[1] > _cache_entries(before)[0]:
         return None
@@ -45,3 +50,10 @@ def _cache_entries(model: PreTrainedModel) -> tuple[int, int]:
     addresses = [vars(module).get("layer_idx") for module in decoder.modules()] if decoder is not None else []
     needed = max((address + 1 for address in addresses if isinstance(address, int)), default=0)
     return (room, needed) if isinstance(room, int) else (0, 0)
+
+
+def _has_attention(model: PreTrainedModel) -> bool:
+    """Whether some layer attends over what it has seen; hybrids also have layers that only keep a state."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ["attention"]
+    return any("linear" not in kind and kind not in ("mamba", "mamba2", "conv", "recurrent") for kind in kinds)

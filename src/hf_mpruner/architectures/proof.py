@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import PlanMismatchError, UnsupportedArchitectureError
 from .blueprint import Blueprint
-from .compare import StackCut, ValueEdit, compare_builds, renumber
+from .compare import compare_builds, renumber
+from .edits import ModuleMove, TensorSlice, ValueEdit
 from .find import Examination
 from .generation import find_cache_problem
 from .reference import ABSENT, config_nodes, describe_modules
-from .rewrite import diff_configs, shorten_config
-from .rules import GENERATION_PAIRS
-from .stack import BlockStack
+from .rewrite import diff_configs, rewritten_values, shorten_config
+from .rules import GENERATION_PAIRS, POSITION_ATTRIBUTES
+from .stack import BlockStack, StackCut, cuts_of
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,22 @@ class CutProof:
     """A cut that was proved right, as data: nothing in it points into the live model.
 
     Args:
-        cuts (`dict[str, StackCut]`): by stack path, what stays.
+        cuts (`dict[str, StackCut]`): by path of a list of modules, what stays: the stacks, and the lists that follow.
         values (`tuple[ValueEdit, ...]`): layer positions and copies of the count to write.
         configs (`tuple[ConfigEdit, ...]`): config attributes to write, for every distinct config object.
+        swaps (`dict[str, nn.Module]`): modules without tensors, by path before the cut, that the new config builds
+            otherwise (stochastic depth).
+        moves (`tuple[ModuleMove, ...]`): modules that go from a removed first block to the new one.
+        slices (`tuple[TensorSlice, ...]`): parameters that lose the room of the removed layers.
         warning (`str`, *optional*): something that transformers cannot do with the cut model.
     """
 
     cuts: dict[str, StackCut]
     values: tuple[ValueEdit, ...]
     configs: tuple[ConfigEdit, ...]
+    swaps: dict[str, nn.Module] = field(default_factory=dict)
+    moves: tuple[ModuleMove, ...] = ()
+    slices: tuple[TensorSlice, ...] = ()
     warning: str | None = None
 
 
@@ -72,21 +81,35 @@ def prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Seq
         PlanMismatchError: `kept` names an unknown stack, or no valid selection of its layers.
         UnsupportedArchitectureError: the cut cannot be proved right, with the stack, the layer and the attribute.
     """
-    cuts = check_kept(found.stacks, kept)
+    stack_cuts = check_kept(found.stacks, kept)
+    cuts = cuts_of(found.stacks, kept)
     blueprint = found.blueprint
-    shortened = blueprint.rebuild(shorten_config(blueprint.config, found.stacks, kept))
-    values, differences = compare_builds(blueprint.modules, describe_modules(shortened), cuts)
-    if differences:
-        stacks = " and ".join(f"{path!r} to layers {list(cut.kept)}" for path, cut in cuts.items())
+    config = shorten_config(blueprint.config, found.stacks, kept)
+    shortened = blueprint.rebuild(config)
+    rewritten = rewritten_values(blueprint.config, config)
+    compared = compare_builds(blueprint.modules, describe_modules(shortened), cuts, rewritten)
+    if compared.differences:
+        stacks = " and ".join(f"{path!r} to layers {list(cut.kept)}" for path, cut in stack_cuts.items())
+        more = len(compared.differences) - 1
         raise UnsupportedArchitectureError(
-            f"{blueprint.name}: cutting {stacks} cannot be proved right: {differences[0]}"
-            + (f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else "")
+            f"{blueprint.name}: cutting {stacks} cannot be proved right: {compared.differences[0]}"
+            + (f" (and {more} more differences)" if more else "")
             + ". The model was not changed. find_block_stacks(model) says which layers are pinned, and why."
         )
-    _check_sharing(model, blueprint, cuts)
+    _check_sharing(model, blueprint, shortened, cuts, compared.moves)
     configs = (*_config_edits(model, blueprint, shortened, cuts), *_generation_edits(model, found.stacks, cuts))
-    edits = tuple(_with_raw_values(edit, blueprint, shortened, cuts) for edit in values)
-    return CutProof(cuts, edits, configs, find_cache_problem(blueprint.reference, shortened))
+    return CutProof(
+        cuts,
+        (
+            *(_with_raw_values(edit, blueprint, shortened, cuts) for edit in compared.values),
+            *_stray_positions(model, blueprint, cuts),
+        ),
+        configs,
+        {path: shortened.get_submodule(renumber(path, cuts) or "") for path in compared.swaps},
+        tuple(compared.moves),
+        tuple(compared.slices),
+        find_cache_problem(blueprint.reference, shortened),
+    )
 
 
 def check_kept(stacks: Sequence[BlockStack], kept: Mapping[str, Sequence[int]]) -> dict[str, StackCut]:
@@ -124,21 +147,43 @@ def check_kept(stacks: Sequence[BlockStack], kept: Mapping[str, Sequence[int]]) 
     return {path: StackCut(depths[path], tuple(layers)) for path, layers in kept.items()}
 
 
-def _check_sharing(model: PreTrainedModel, blueprint: Blueprint, cuts: Mapping[str, StackCut]) -> None:
-    """Refuse to remove a parameter that a remaining module uses as well."""
-    removed = tuple(
-        f"{path}.{layer}." for path, cut in cuts.items() for layer in range(cut.depth) if layer not in cut.kept
-    )
-    if not removed:
-        return
-    leaving: dict[int, str] = {}
-    staying: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        (leaving if name.startswith(removed) else staying)[id(parameter)] = name
-    for identity in leaving.keys() & staying.keys():
+def _check_sharing(
+    model: PreTrainedModel,
+    blueprint: Blueprint,
+    shortened: PreTrainedModel,
+    cuts: Mapping[str, StackCut],
+    moves: Sequence[ModuleMove],
+) -> None:
+    """Refuse a cut after which other names stand for one parameter than in the model built from the new config."""
+    moved = {move.source: move.target for move in moves}
+
+    def after(name: str) -> str | None:
+        source = next((source for source in moved if name.startswith(f"{source}.")), None)
+        return renumber(name.replace(source, moved[source], 1) if source else name, cuts)
+
+    promised = _groups(shortened)
+    left = {
+        frozenset(new for name in names if (new := after(name)) is not None) for names in _groups(blueprint.reference)
+    }
+    wrong = [names for names in left - {frozenset()} if names not in promised]
+    torn = [  # tied by hand: neither config knows of it
+        names
+        for names in _groups(model) - _groups(blueprint.reference)
+        if 0 < sum(after(name) is None for name in names) < len(names)
+    ]
+    if wrong or torn:
+        names = ", ".join(map(repr, min(map(sorted, wrong or torn))[:3]))
         raise UnsupportedArchitectureError(
-            f"{blueprint.name}: {leaving[identity]!r} would be removed, but {staying[identity]!r} is the same parameter."
+            f"{blueprint.name}: {names} share a parameter or do not, unlike in a model built from the shortened config."
         )
+
+
+def _groups(model: PreTrainedModel) -> set[frozenset[str]]:
+    """The names of each parameter: more than one where it is tied."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {frozenset(group) for group in names.values()}
 
 
 def _with_raw_values(
@@ -148,6 +193,20 @@ def _with_raw_values(
     after = vars(shortened.get_submodule(renumber(edit.path, cuts) or ""))
     before = vars(blueprint.reference.get_submodule(edit.path))
     return replace(edit, old=before.get(edit.name, edit.old), new=after.get(edit.name, edit.new))
+
+
+def _stray_positions(
+    model: PreTrainedModel, blueprint: Blueprint, cuts: Mapping[str, StackCut]
+) -> Iterator[ValueEdit]:
+    """Layer numbers in modules that the model changed for others since it was built (big_bird, for short inputs)."""
+    for stack, cut in cuts.items():
+        for new, old in enumerate(cut.kept):
+            for inner, module in model.get_submodule(f"{stack}.{old}").named_modules():
+                path = f"{stack}.{old}.{inner}".rstrip(".")
+                known = blueprint.modules[path].values if path in blueprint.modules else {}
+                for name in POSITION_ATTRIBUTES.keys() & vars(module).keys() - known.keys():
+                    if vars(module)[name] == old != new:
+                        yield ValueEdit(path, name, old, new)
 
 
 def _config_edits(

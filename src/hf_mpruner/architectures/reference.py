@@ -126,7 +126,9 @@ def build_reference(model_class: type[PreTrainedModel], config: PreTrainedConfig
     """
     try:
         with _quiet_meta_build():
-            return model_class(copy.deepcopy(config))
+            model = model_class(copy.deepcopy(config))
+            model.tie_weights()  # left out together with the initialisation
+            return model
     except Exception as error:  # model classes raise whatever their code raises
         raise UnsupportedArchitectureError(
             f"{model_class.__name__} (model_type {config.model_type!r}) could not be rebuilt from its config: "

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint
 from .reference import ModuleDescription, config_nodes
-from .rules import POSITION_ATTRIBUTES, REVIEWED_CODE
+from .rules import ALL, FOLLOWS, POSITION_ATTRIBUTES, REVIEWED_CODE
 from .stack import BlockStack
 
 # Nothing in these modules knows a particular architecture.
@@ -26,7 +27,7 @@ _COMMON_CODE = ("torch.", "transformers.modeling_utils", "transformers.modeling_
 
 def find_position_code(
     blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str, ModuleDescription]
-) -> str | None:
+) -> dict[int, str]:
     """Find code that computes with the number of a layer of a stack, or with the number of layers.
 
     Args:
@@ -35,8 +36,27 @@ def find_position_code(
         without_last (`Mapping[str, ModuleDescription]`): description of the build without the stack's last layer.
 
     Returns:
-        `str`: class, method and expression of the first find; `None` if there is none, or no source to read.
+        `dict[int, str]`: layers that must stay because of code that was read by a person, each with the reason.
+
+    Raises:
+        UnsupportedArchitectureError: there is such code that nobody read, or that depends on every layer's number,
+            with class, method and expression of the first find.
     """
+    pinned: dict[int, str] = {}
+    for find in _finds(blueprint, stack, without_last):
+        known = REVIEWED_CODE.get(find)
+        if known is not None and known.switch and not _setting(blueprint, known.switch):
+            continue
+        if known is None or known.pins == ALL:
+            raise UnsupportedArchitectureError(
+                f"{stack.path!r}: the model computes with a layer's number, or with how many there are, as it runs: {find}"
+                + (f" ({known.reason})" if known else "")
+            )
+        pinned |= dict.fromkeys(range(_number(blueprint, known.pins)), known.reason)
+    return pinned
+
+
+def _finds(blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str, ModuleDescription]) -> Iterator[str]:
     parts = stack.path.split(".")
     for length in range(len(parts)):
         path = ".".join(parts[:length])
@@ -44,16 +64,21 @@ def find_position_code(
         counts = _names_of_count(blueprint, stack) | _count_copies(
             blueprint.modules[path], without_last[path], stack.depth
         )
-        for find in _computations(owner, frozenset(counts), ".".join(parts[length:])):
-            if not _is_harmless(find, blueprint, stack):
-                return find
+        yield from _computations(owner, frozenset(counts), ".".join(parts[length:]))
     for module in blueprint.reference.get_submodule(stack.path).modules():
         positions = frozenset(POSITION_ATTRIBUTES.keys() & vars(module).keys())
         kind: Any = type(module)
-        for find in _computations(kind, positions, "") if positions else ():
-            if not _is_harmless(find, blueprint, stack):
-                return find
-    return None
+        yield from _computations(kind, positions, "") if positions else ()
+
+
+def _setting(blueprint: Blueprint, name: str) -> Any:
+    """A config value, from whichever part of the config has it switched on."""
+    return next((vars(node)[name] for node in config_nodes(blueprint.config).values() if vars(node).get(name)), None)
+
+
+def _number(blueprint: Blueprint, pins: int | str) -> int:
+    value = _setting(blueprint, pins) if isinstance(pins, str) else pins
+    return len(value) if isinstance(value, list | tuple) else int(value or 0)
 
 
 def _names_of_count(blueprint: Blueprint, stack: BlockStack) -> set[str]:
@@ -69,26 +94,18 @@ def _count_copies(whole: ModuleDescription, shorter: ModuleDescription, depth: i
     return {n for n, value in whole.values.items() if value == depth and shorter.values.get(n) == depth - 1}
 
 
-def _is_harmless(find: str, blueprint: Blueprint, stack: BlockStack) -> bool:
-    """Whether the code was read by a person, and the config does not switch on what makes it matter."""
-    if find not in REVIEWED_CODE:
-        return False
-    switch, _ = REVIEWED_CODE[find]
-    return not (switch and vars(config_nodes(blueprint.config)[stack.count.node]).get(switch))
-
-
 @cache
 def _computations(owner: Any, attributes: frozenset[str], path: str) -> tuple[str, ...]:
     """Arithmetic and comparisons in a class with some attributes, or with the counter of a loop over its list `path`."""
     return tuple(
         f"{owner.__name__}.{name}: {ast.unparse(expression)}"
-        for name, tree in _running_code(owner).items()
+        for name, tree in running_code(owner).items()
         for expression in _Suspects(attributes, path).search(tree)
     )
 
 
 @cache
-def _running_code(owner: Any) -> dict[str, ast.AST]:
+def running_code(owner: Any) -> dict[str, ast.AST]:
     """`forward` and the methods it calls, parsed; without those whose source cannot be read."""
     code: dict[str, ast.AST] = {}
     waiting = ["forward"]
@@ -125,6 +142,8 @@ class _Suspects:
     def search(self, node: ast.AST, counters: frozenset[str] = frozenset()) -> Iterator[ast.expr]:
         """Outermost arithmetic expressions and comparisons; `counters` are the names that hold a layer's number."""
         operands: list[ast.expr] = []
+        if isinstance(node, ast.Compare) and _asks_known_list(node):
+            return
         if isinstance(node, ast.BinOp) and not isinstance(node.left, ast.List):  # `[None] * n` only allocates
             operands = [node.left, node.right]
         elif isinstance(node, ast.Compare):
@@ -170,6 +189,14 @@ class _Suspects:
         name = ast.unparse(node)
         last = self.path.rpartition(".")[2]
         return name == f"self.{self.path}" or (not name.startswith("self.") and name.endswith(f".{last}"))
+
+
+def _asks_known_list(node: ast.Compare) -> bool:
+    """Whether this is `number in self.config.<list>` with a list of layer numbers that a cut rewrites."""
+    lists = (part.attr for side in node.comparators for part in ast.walk(side) if isinstance(part, ast.Attribute))
+    return all(isinstance(op, ast.In | ast.NotIn) for op in node.ops) and any(
+        name in FOLLOWS and FOLLOWS[name].kind in ("indices", "outputs", "inputs") for name in lists
+    )
 
 
 def _calls(node: ast.Call, function: str) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zoo.tiny import Specimen
 
 ROUNDING = 1e-5
+Generated = tuple[probe.Outputs, probe.Outputs] | Exception
 
 
 class Bench:
@@ -112,13 +113,14 @@ class Bench:
         self.verdict.cuts += 1
         outputs: probe.Outputs = {}
         lost: set[int] = set()
+        generated: Generated = NoReferenceError("the forward fails")
         try:
             runs = self.record("forward", cut, lambda: self._forward_fault(outputs))
             self.record("parameters", cut, lambda: _count_fault(model, left, "num_removed_parameters"))
             self.record("preview", cut, lambda: _count_fault(model, promised, "parameters_after"))
             if runs:
                 self._check_copies(cut, outputs, thorough)
-                self.record("generate", cut, lambda: self._generation_fault(edit))
+                generated = self._generate(edit)
                 lost = self._lost_gradients(cut)
                 if fresh is not None:
                     plan = PruningPlan.from_kept(kept, found.stacks)
@@ -129,6 +131,7 @@ class Bench:
         if not runs:
             return
         self.record("skip", cut, lambda: self._skip_fault(kept, outputs))
+        self.record("generate", cut, lambda: self._generation_fault(kept, generated))
         if "train" not in self.exempt:
             self.record("train", cut, lambda: self._train_fault(kept, lost))
         for path in kept if len(kept) == 1 else ():
@@ -155,10 +158,31 @@ class Bench:
                 self.record("auto", cut, lambda: fault_of(next(loads)))
             loads.close()
 
-    def _generation_fault(self, edit: ModelEdit) -> str | None:
+    def _generate(self, edit: ModelEdit) -> Generated:
+        if "generate" in self.exempt:
+            return NoReferenceError(self.exempt["generate"])
         if edit.proof.warning:
-            raise NoReferenceError("hf_mpruner warns that it will not work")
-        return probe.find_generation_fault(self.model, self.inputs, self.generate)
+            return NoReferenceError("hf_mpruner warns that it will not work")
+        try:
+            return probe.generate_twice(self.model, self.inputs, self.generate)
+        except Exception as error:  # a cut model may fail anywhere
+            return error
+
+    def _generation_fault(self, kept: Kept, generated: Generated) -> str | None:
+        """With sparse attention the cache may change what is attended to: then in the skip reference in the same way."""
+        if isinstance(generated, Exception):
+            raise generated
+        fault = probe.find_generation_fault(*generated)
+        if fault is None:
+            return None
+        try:
+            with skipped(self.model, kept):
+                wanted = probe.generate_twice(self.model, self.inputs, self.generate)
+        except Exception:  # the reference has no say then
+            return fault
+        if any(probe.find_generation_fault(one, other) for one, other in zip(generated, wanted, strict=True)):
+            return fault
+        raise NoReferenceError("the uncut model with these blocks skipped differs with a cache in the same way")
 
     def _lost_gradients(self, cut: str) -> set[int]:
         """Parameters that a training step no longer reaches."""

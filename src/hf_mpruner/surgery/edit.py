@@ -1,0 +1,163 @@
+"""`ModelEdit`: one cut of a model, proved, applied and undone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from hf_mpruner.architectures import CutProof, Examination, TensorSlice, examine, prove_cut
+from hf_mpruner.architectures.rules import POSITION_ATTRIBUTES, STOCHASTIC_DEPTH
+from hf_mpruner.architectures.size import remaining_parameters
+from hf_mpruner.surgery.steps import (
+    Rewire,
+    Step,
+    Trim,
+    prepare_config,
+    prepare_move,
+    prepare_swap,
+    prepare_value,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Some models exchange attention modules as they run, for ones that do not know their number (big_bird).
+_MAY_BE_UNSET = POSITION_ATTRIBUTES.keys() | STOCHASTIC_DEPTH.keys()
+
+
+class ModelEdit:
+    """One cut of a model: proved when it is made, applied and undone on call, both at most once and in this order.
+
+    Making it changes nothing. The removed blocks are kept by reference until the edit is dropped.
+
+    Args:
+        model (`PreTrainedModel`): the model to cut.
+        kept (`Mapping[str, Sequence[int]]`): by stack path the layers that stay, in the numbering of the model as it
+            is; stacks that are not named stay whole.
+        found (`Examination`, *optional*): what `examine(model)` gave for the model as it is now, if at hand.
+
+    Attributes:
+        proof (`CutProof`): the edits, as data.
+        removed_blocks (`dict[str, tuple[nn.Module, ...]]`): by stack path, the blocks that go.
+        removed_parameters (`list[nn.Parameter]`): the parameters that leave the model, each once.
+        trimmed_parameters (`dict[nn.Parameter, TensorSlice]`): parameters that lose the removed layers' room.
+
+    Raises:
+        PlanMismatchError: `kept` names an unknown stack or no valid selection of its layers.
+        UnsupportedArchitectureError: the cut cannot be proved right.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(num_hidden_layers=4, hidden_size=8, num_attention_heads=2, vocab_size=9))
+        >>> edit = ModelEdit(model, {"encoder.layer": [0, 3]})
+        >>> edit.apply()
+        >>> len(model.encoder.layer), model.config.num_hidden_layers
+        (2, 2)
+        >>> edit.undo()
+        >>> len(model.encoder.layer), model.config.num_hidden_layers
+        (4, 4)
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, found: Examination | None = None
+    ) -> None:
+        """Find the stacks, prove the cut and prepare its steps."""
+        self.proof: CutProof = prove_cut(model, found or examine(model), kept)
+        self.removed_blocks: dict[str, tuple[nn.Module, ...]] = {}
+        self._steps: list[Step] = []
+        self._removed: tuple[nn.Module, ...] = ()
+        self.trimmed_parameters: dict[nn.Parameter, TensorSlice] = {}
+        stacks = self.proof.cuts.keys() & kept.keys()
+        containers: set[int] = set()
+        for path, cut in self.proof.cuts.items():
+            container = model.get_submodule(path)
+            if id(container) in containers:  # one list under two names
+                continue
+            containers.add(id(container))
+            blocks = [block for block in container._modules.values() if block is not None]
+            removed = tuple(blocks[layer] for layer in range(cut.depth) if layer not in cut.kept)
+            if path in stacks:
+                self.removed_blocks[path] = removed
+            self._removed += removed
+            survivors: dict[str, nn.Module | None] = {str(n): blocks[layer] for n, layer in enumerate(cut.kept)}
+            self._steps.append(Rewire(container._modules, dict(container._modules), survivors, repr(path)))
+        written: set[tuple[int, str]] = set()  # a shared module has several paths
+        for value in self.proof.values:
+            module = model.get_submodule(value.path)
+            replaced = vars(module).get(value.name) is None and value.name in _MAY_BE_UNSET
+            if not replaced and (id(module), value.name) not in written:
+                written.add((id(module), value.name))
+                self._steps.append(prepare_value(module, value))
+        self._steps += [prepare_move(model, move) for move in self.proof.moves]
+        self._steps += [prepare_swap(model, path, module) for path, module in self.proof.swaps.items()]
+        for part in self.proof.slices:
+            parameter = model.get_submodule(part.path).get_parameter(part.name)
+            if parameter not in self.trimmed_parameters:  # tied ones once
+                self.trimmed_parameters[parameter] = part
+                self._steps.append(Trim(parameter, parameter.data, part, f"parameter '{part.path}.{part.name}'"))
+        self._steps += [prepare_config(model, edit) for edit in self.proof.configs]
+        self._leaving = self._find_leaving(model)
+        self._state = "prepared"
+
+    def _find_leaving(self, model: nn.Module) -> dict[int, nn.Parameter]:
+        """Parameters of removed blocks that nothing else in the model holds, and that do not move to another block."""
+        gone = {id(parameter): parameter for block in self._removed for parameter in block.parameters()}
+        for parameter in remaining_parameters(model, self.proof.cuts, self.proof.moves):
+            gone.pop(id(parameter), None)
+        return gone
+
+    @property
+    def removed_parameters(self) -> list[nn.Parameter]:
+        """The parameters that leave the model, each once."""
+        return list(self._leaving.values())
+
+    @property
+    def num_removed_parameters(self) -> int:
+        """How many scalars leave the model: those of removed parameters, and the removed layers' room in others."""
+        room = (
+            parameter.numel() // part.cut.depth * (part.cut.depth - len(part.cut.kept))
+            for parameter, part in self.trimmed_parameters.items()
+        )
+        return sum(parameter.numel() for parameter in self.removed_parameters) + sum(room)
+
+    def apply(self) -> None:
+        """Cut the model. Warns (`UserWarning`) if transformers cannot generate with a cache any more.
+
+        Raises:
+            RuntimeError: the edit was applied before, or the model changed since it was made; the model is as it was.
+        """
+        self._advance("prepared", "applied")
+        done: list[Step] = []
+        try:
+            for step in self._steps:
+                step.apply()
+                done.append(step)
+        except BaseException:
+            for step in reversed(done):
+                step.undo()
+            self._state = "prepared"
+            raise
+        if self.proof.warning:
+            warnings.warn(self.proof.warning, stacklevel=2)
+
+    def undo(self) -> None:
+        """Make the model what it was: the same module objects in the same places, the same config and list objects.
+
+        Raises:
+            RuntimeError: the edit is not in force.
+        """
+        self._advance("applied", "undone")
+        for step in reversed(self._steps):
+            step.undo()
+
+    def _advance(self, expected: str, following: str) -> None:
+        if self._state != expected:
+            call = "apply" if following == "applied" else "undo"
+            raise RuntimeError(
+                f"{call}() needs an edit that is {expected}, but this one is {self._state}. An edit is applied once and "
+                "undone once; make a new ModelEdit for another cut."
+            )
+        self._state = following
