@@ -44,8 +44,13 @@ class Maker:
         return torch.randint(low, high, shape, generator=self.generator)
 
     def ids(self, length: int = LENGTH, batch: int = BATCH, vocabulary: int | None = None) -> torch.Tensor:
-        vocabulary = vocabulary or self.find("vocab_size", VOCABULARY)
+        vocabulary = vocabulary or self.vocabulary()
         return self.numbers(min(FIRST_TEXT_TOKEN, vocabulary // 2), vocabulary, batch, length)
+
+    def vocabulary(self) -> int:
+        text = self.config if "vocab_size" in vars(self.config) else vars(self.config).get("text_config")
+        found = self.find("vocab_size", VOCABULARY, under=text)
+        return min(found, VOCABULARY)
 
     def find(self, name: str, default: Any = None, under: PreTrainedConfig | None = None) -> Any:
         """A value of the config or the first of its sub-configs that holds it."""
@@ -186,7 +191,8 @@ def add_features(maker: Maker, made: dict[str, Any], kind: str, data: dict[str, 
         return False
     parameters = inspect.signature(function).parameters
     with torch.no_grad():
-        count = count_features(function(**{name: value for name, value in data.items() if name in parameters}))
+        wanted = {name: value for name, value in data.items() if name in parameters}
+        count = count_features(function(**(wanted or data)))
     made.update(data)
     put_tokens(maker, made, token, count // BATCH)
     return True
@@ -204,7 +210,8 @@ def make_audio(maker: Maker, names: list[str]) -> dict[str, Any]:
             "feature_projection_input_dim", "num_mel_bins", "feature_size", "input_feat_per_channel", default=80
         )
         positions = maker.find("max_source_positions")
-        if isinstance(positions, int) and "speech_to_text" not in maker.model_type:
+        spectrum = "speech_to_text" not in maker.model_type and maker.find("feature_projection_input_dim") is None
+        if isinstance(positions, int) and spectrum:
             made["input_features"] = maker.noise(BATCH, bins, positions * 2)
         else:
             made["input_features"] = maker.noise(BATCH, 64, bins)
@@ -222,10 +229,12 @@ def make_inputs(model: PreTrainedModel, model_type: str, seed: int) -> tuple[dic
     maker = Maker(model, model_type, seed)
     special = overrides.INPUTS.get(model_type, {})
     parts = {kind: fill(maker, special[kind]) for kind in ("image", "audio") if isinstance(special.get(kind), dict)}
-    rest = {name: value for name, value in special.items() if name not in (*parts, "only", "notes")}
+    rest = {name: value for name, value in special.items() if name not in (*parts, "only", "notes", "tokens")}
     made = {} if special.get("only") else guess(maker, parts)
     made.update(fill(maker, rest))
-    maker.notes = special.get("notes", maker.notes)
+    for kind, count in special.get("tokens", {}).items():
+        put_tokens(maker, made, find_token(maker, kind), count)
+    maker.notes = special.get("notes", maker.notes).strip()
     made = {name: value for name, value in made.items() if value is not None}
     if not made:
         raise ValueError(f"no inputs for {model.main_input_name}: {maker.parameters}")

@@ -122,9 +122,10 @@ def shrink_number(name: str, value: int, tokens: TokenIds, big_image: bool) -> i
         (matches(r"^(num_queries|num_query_tokens|num_detection_tokens|num_latents)$"), lambda: min(value, 6)),
         (matches(r"^(mm_tokens_per_image)$"), lambda: min(value, 4)),
         (matches(r"^(num_frames|frames_per_clip)$"), lambda: min(value, 4)),
-        (matches(r"^(first_k_dense_replace|num_dense_layers)$"), lambda: min(value, 1)),
+        (matches(r"^(first_k_dense_replace|num_dense_layers)$"), lambda: 1),
         (matches(r"^num_kv_shared_layers$"), lambda: min(value, 2)),
-        (matches(r"^num_filters$|^base_channels$|^num_pos_feats$"), lambda: min(value, 16)),
+        (matches(r"^num_filters$"), lambda: min(value, 4)),
+        (matches(r"^base_channels$|^num_pos_feats$"), lambda: min(value, 16)),
         (matches(r"^num_conv_pos_embeddings$"), lambda: min(value, 8)),
         (matches(r"^num_conv_pos_embedding_groups$"), lambda: min(value, 2)),
         (matches(r"^index_topk$"), lambda: min(value, 4)),
@@ -244,7 +245,7 @@ def tiny_arguments(
                 given[name] = arguments[name] = value
         for name, value in vars(built).items():  # what the parent added that is no field of the class
             if name not in given and not name.startswith("_") and is_plain(value) and not hasattr(usual, name):
-                arguments[name] = value
+                given[name] = arguments[name] = value
     big_image = any(isinstance(given.get(name), (list, tuple)) for name in ("depths", "hidden_sizes", "embed_dims"))
     for name, value in given.items():
         new = shrink_field(name, value, tokens, big_image)
@@ -288,7 +289,7 @@ def fit_heads(built: PreTrainedConfig, given: dict[str, Any], arguments: dict[st
     """Head counts and widths that fit one another."""
     heads, found = given.get("num_heads"), {}
     if isinstance(heads, (list, tuple)) and isinstance(given.get("embed_dim"), int):
-        found["embed_dim"] = HEAD_WIDTH * heads[0]
+        found["embed_dim"] = HEAD_WIDTH // 2 * heads[0]
     if "num_attention_heads" in arguments and isinstance(arguments.get("hidden_size"), int):
         for name, value in (("head_dim", HEAD_WIDTH), ("num_key_value_heads", arguments["num_attention_heads"])):
             if name in given and vars(built).get(name) is None:
@@ -369,6 +370,8 @@ def shrink_layers(
         and depth > DEPTH
         and not is_no_layer_list(name)
         and not is_index_list(name)
+        and not isinstance(given[name], int)  # one number for all layers, spread out when built
+        and not (all(type(item) is int for item in value) and len(set(value)) == len(value))  # layer numbers
     }
     names = [name for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth") if name in given]
     new = arguments.get(names[0], DEPTH) if names else DEPTH
