@@ -14,7 +14,7 @@ from .parser import Parser, UsageError, closest
 
 # Command -> what it does, for `--help`; the module of the same name has `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
-    "inspect": "what can be cut in a model, what is pinned and why; reads no weights",
+    "inspect": "what can be cut in a model, what is pinned and why, what a cut rewrites; reads no weights",
     "analyze": "measure the similarity of its layers, suggest plans",
     "prune": "cut, recover, judge, and save the smaller model",
 }

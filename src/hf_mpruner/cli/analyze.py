@@ -8,7 +8,7 @@ from typing import Any
 
 from .flags import add_config_flags, add_data_flags, read_config
 from .output import add_format, align, command_line, say, show
-from .parser import UsageError
+from .parser import UsageError, same_trust
 
 EXAMPLES = """examples:
   hf-mpruner analyze MODEL --dataset dair-ai/emotion --output_dir analysis
@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> int:
     from .measure import chosen_stacks, measure, suggest
     from .models import load_config, load_for_analysis, load_processor, main_input
 
-    model_config = load_config(args.model, args.revision)
-    kind = main_input(model_config)
+    model_config = load_config(args.model, args.revision, args.trust_remote_code)
+    kind = main_input(model_config, args.trust_remote_code)
     data = load_split(args, "split")
     columns = choose_columns(args, data, kind, need_label=False)
-    processor = load_processor(args.model, kind, args.revision)
-    model = load_for_analysis(args.model, model_config, args.revision)
+    processor = load_processor(args.model, kind, args.revision, args.trust_remote_code)
+    model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code)
     stacks = chosen_stacks(model, config)
     matrices = measure(model, data, processor, columns, config, stacks, args.max_length)
     plan = suggest(args.model, model, matrices, stacks, config)
@@ -150,4 +150,4 @@ def _say_next(args: argparse.Namespace, num_removed: int, threshold: float, draw
     if not num_removed:
         say(args, f"No neighbouring layers are alike at threshold {threshold:g}: try one of the smaller ones above.")
     words = ["prune", args.model, "--dataset", args.dataset, "--threshold", f"{threshold:g}"]
-    say(args, f"Next: {command_line(*words, '--output_dir', 'smaller')}")
+    say(args, f"Next: {command_line(*words, '--output_dir', 'smaller', *same_trust(args))}")

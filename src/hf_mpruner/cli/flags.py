@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hf_mpruner.config import CONFIG_NAME, PruningConfig
 
-from .parser import UsageError, closest
+from .parser import UsageError, add_model_flags, closest
 
 
 def add_config_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -48,8 +48,7 @@ def read_config(args: argparse.Namespace, **defaults: Any) -> PruningConfig:
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """The model, and which columns of which data."""
-    parser.add_argument("model", metavar="MODEL", help="Hub id or folder")
-    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    add_model_flags(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset", required=True, help="Hub id, folder (files or save_to_disk), or one CSV/JSON/Parquet file"

@@ -1,4 +1,4 @@
-"""Show what can be cut in a model, what is pinned and why. Only the config is read, no weights."""
+"""Show what can be cut in a model, what is pinned and why, what a cut would rewrite. No weights are read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from .output import add_format, align, command_line, say, show
+from .parser import add_model_flags, same_trust
 
 EXAMPLES = """examples:
   hf-mpruner inspect google-bert/bert-base-uncased
@@ -15,8 +16,7 @@ USAGE = "hf-mpruner inspect MODEL ..."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `hf-mpruner inspect`."""
-    parser.add_argument("model", metavar="MODEL", help="Hub id or folder")
-    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    add_model_flags(parser)
     add_format(parser)
 
 
@@ -25,10 +25,12 @@ def run(args: argparse.Namespace) -> int:
     from hf_mpruner.architectures import count_parameters, examine, find_block_stacks
 
     from .models import build_empty, load_config
+    from .rewrites import describe_rewrites
 
-    config = load_config(args.model, args.revision)
-    model = build_empty(config)
-    stacks = find_block_stacks(model)
+    config = load_config(args.model, args.revision, args.trust_remote_code)
+    model = build_empty(config, args.trust_remote_code)
+    found = examine(model)
+    stacks = found.stacks or find_block_stacks(model)  # which says why there is none
     facts: dict[str, Any] = {
         "model": args.model,
         "class": type(model).__name__,
@@ -42,18 +44,25 @@ def run(args: argparse.Namespace) -> int:
                 "count": str(stack.count),
                 "per_layer": [str(field) for field in stack.per_layer],
                 "pinned": {str(layer): reason for layer, reason in stack.pinned.items()},
+                # layers go in runs of this length, or from the end
+                "period": getattr(stack, "period", 1),
+                "period_reason": getattr(stack, "period_reason", ""),
+                "followers": [getattr(follower, "path", follower) for follower in getattr(stack, "followers", ())],
                 "block_parameters": [count_parameters(block) for block in model.get_submodule(stack.path).children()],
+                "rewrites": describe_rewrites(model, found, stack),
             }
             for stack in stacks
         ],
-        "refused": list(examine(model).refusals),
+        "refused": list(found.refusals),
     }
     show(args, table=_table(facts), values=facts, quiet="\n".join(stack.path for stack in stacks))
-    say(args, f"Next: {command_line('analyze', args.model, '--dataset', 'DATASET')}")
+    say(args, f"Next: {command_line('analyze', args.model, '--dataset', 'DATASET', *same_trust(args))}")
     return 0
 
 
 def _table(facts: dict[str, Any]) -> str:
+    from .rewrites import rewrite_lines
+
     rows = [
         [
             stack["path"],
@@ -74,8 +83,20 @@ def _table(facts: dict[str, Any]) -> str:
     ]
     for stack in facts["stacks"]:
         lines += [f"{stack['path']} {layer} stays: {reason}" for layer, reason in stack["pinned"].items()]
+        if stack["period"] > 1:
+            lines.append(f"{stack['path']}: {_period(stack)}: {stack['period_reason']}")
+        if stack["followers"]:
+            lines.append(f"{stack['path']}: {', '.join(stack['followers'])} gets shorter with it")
     lines += [f"not a stack: {reason}" for reason in facts["refused"]]
+    for stack in facts["stacks"]:
+        lines += ["", *rewrite_lines(stack["path"], stack["rewrites"])]
     return "\n".join(lines)
+
+
+def _period(stack: dict[str, Any]) -> str:
+    if stack["period"] >= stack["depth"]:
+        return "layers go only from the end"
+    return f"layers go in runs of {stack['period']}, or from the end"
 
 
 def _span(counts: list[int]) -> str:

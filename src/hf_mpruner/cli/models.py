@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
 
 from hf_mpruner.data import ModelKind
@@ -33,9 +34,10 @@ class Task:
     auto_class: str
     table: str
 
-    def head_class(self, model_type: str) -> str | None:
-        """Class with this task's head for a model type, if there is one."""
-        return getattr(modeling_auto, self.table).get(model_type)
+    def head_class(self, config: PreTrainedConfig) -> str | None:
+        """Class with this task's head for a model, if there is one: in transformers, or in the model's own code."""
+        own: str | None = _own_code(config).get(self.auto_class)
+        return own.rpartition(".")[2] if own else getattr(modeling_auto, self.table).get(config.model_type)
 
 
 TASKS = {
@@ -60,12 +62,12 @@ TASKS = {
 _FEWEST_WORDS = 2
 
 
-def load_config(name: str, revision: str | None = None) -> PreTrainedConfig:
-    """Read a model's config; no code from the model's folder is run.
+def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Read a model's config; code from the model's folder is run only if it is trusted.
 
     Raises:
         FileNotFoundError: if there is no model of that name.
-        UnsupportedArchitectureError: if the model needs code of its own.
+        UnsupportedArchitectureError: if the model needs code of its own, and that is not trusted.
     """
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -73,34 +75,59 @@ def load_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2):
         raise FileNotFoundError(f"No model at '{name}': there is no such folder.")
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise UnsupportedArchitectureError(
-                f"'{name}' brings Python code of its own, which hf-mpruner does not run. Load it in a script that you "
-                "trust, and use prune_ or LayerPruningCallback there."
-            ) from error
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            raise _untrusted(name) from error
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise FileNotFoundError(
             f"No model at '{name}': it is no folder with a config.json, and no Hub id whose config could be read "
             f"({lines[0]})"
         ) from error
+    return config
 
 
-def build_empty(config: PreTrainedConfig) -> PreTrainedModel:
+def _untrusted(name: str) -> UnsupportedArchitectureError:
+    return UnsupportedArchitectureError(
+        f"'{name}' brings Python code of its own, which is not run unless you say so. Read it, and if you trust it, add "
+        "--trust_remote_code."
+    )
+
+
+def _own_code(config: PreTrainedConfig) -> dict[str, str]:
+    """Auto class -> class in the code that comes with the model."""
+    return {auto: found for auto, found in (getattr(config, "auto_map", None) or {}).items() if isinstance(found, str)}
+
+
+def build_empty(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model that a config describes, without weights, on the meta device."""
+    kind = own_class(config, trust_remote_code)
     with torch.device("meta"):
-        return own_class(config)(config)
+        return kind(config)
 
 
-def own_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+def own_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
     """The class that a checkpoint was saved from.
 
+    Args:
+        config (`PreTrainedConfig`): of the checkpoint.
+        trust_remote_code (`bool`): whether the class may come from the model's own code, which is then run.
+
     Raises:
-        UnsupportedArchitectureError: if the config names no class of transformers.
+        UnsupportedArchitectureError: if the config names no class of transformers, and none of trusted code.
     """
     names = config.architectures or []
+    code = _own_code(config)
+    if code and trust_remote_code:
+        named = [found for found in code.values() if found.rpartition(".")[2] in names]
+        models = [found for auto, found in code.items() if auto.startswith("AutoModel")]
+        for reference in [*named, *models][:1]:
+            return cast(
+                type[PreTrainedModel], get_class_from_dynamic_module(reference, config._name_or_path, revision=None)
+            )
     found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
+    if found is None and code:
+        raise _untrusted(config._name_or_path)
     if found is None:
         raise UnsupportedArchitectureError(
             f"The config (model_type='{config.model_type}') names the class {names[0] if names else 'of no model'}, "
@@ -117,8 +144,8 @@ def find_task(config: PreTrainedConfig, name: str | None) -> Task:
         UsageError: if several are possible, or the named one is not.
         UnsupportedArchitectureError: if none is.
     """
-    possible = {task.name: task for task in TASKS.values() if task.head_class(config.model_type)}
-    own = [task for task in possible.values() if task.head_class(config.model_type) in (config.architectures or [])]
+    possible = {task.name: task for task in TASKS.values() if task.head_class(config)}
+    own = [task for task in possible.values() if task.head_class(config) in (config.architectures or [])]
     if name is not None:
         if name not in possible:
             raise UsageError(
@@ -135,7 +162,7 @@ def find_task(config: PreTrainedConfig, name: str | None) -> Task:
     )
 
 
-def load_processor(name: str, kind: ModelKind, revision: str | None = None) -> Any:
+def load_processor(name: str, kind: ModelKind, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer or image processor; a tokenizer without padding pads with its end-of-text token.
 
     Raises:
@@ -143,7 +170,7 @@ def load_processor(name: str, kind: ModelKind, revision: str | None = None) -> A
     """
     auto = transformers.AutoTokenizer if kind == "text" else transformers.AutoImageProcessor
     try:
-        processor = auto.from_pretrained(name, revision=revision, trust_remote_code=False)
+        processor = auto.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         what = "tokenizer" if kind == "text" else "image processor"
         raise FileNotFoundError(
@@ -162,15 +189,23 @@ def load_processor(name: str, kind: ModelKind, revision: str | None = None) -> A
     return processor
 
 
-def load_for_analysis(name: str, config: PreTrainedConfig, revision: str | None = None) -> PreTrainedModel:
+def load_for_analysis(
+    name: str, config: PreTrainedConfig, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model as it was saved, on the accelerator if there is one."""
-    load: Any = own_class(config).from_pretrained
+    load: Any = own_class(config, trust_remote_code).from_pretrained
     model = load(name, revision=revision, dtype="auto")
     return model.to(torch.accelerator.current_accelerator() or "cpu")
 
 
 def load_for_task(
-    name: str, task: Task, *, label_names: list[str], revision: str | None, dtype: torch.dtype | str
+    name: str,
+    task: Task,
+    *,
+    label_names: list[str],
+    revision: str | None,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model with the task's head, and the names of weights that the checkpoint does not have.
 
@@ -180,23 +215,31 @@ def load_for_task(
         label_names (`list[str]`): classes of the data; a head that is new gets these.
         revision (`str`, *optional*): branch, tag or commit.
         dtype: of the weights, or `"auto"` for the type they were saved in.
+        trust_remote_code (`bool`): whether the model's own code may run.
     """
-    config = load_config(name, revision)
+    config = load_config(name, revision, trust_remote_code)
     auto = getattr(transformers, task.auto_class)
-    if task.head_class(config.model_type) not in (config.architectures or []):
+    if task.head_class(config) not in (config.architectures or []):
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: number for number, label in enumerate(label_names)}
-    model, info = auto.from_pretrained(name, config=config, revision=revision, dtype=dtype, output_loading_info=True)
+    model, info = auto.from_pretrained(
+        name,
+        config=config,
+        revision=revision,
+        dtype=dtype,
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
+    )
     return model, sorted(info["missing_keys"])
 
 
-def main_input(config: PreTrainedConfig) -> ModelKind:
+def main_input(config: PreTrainedConfig, trust_remote_code: bool = False) -> ModelKind:
     """What the model reads.
 
     Raises:
         UnsupportedArchitectureError: if it reads neither text nor images, or needs targets for its decoder.
     """
-    name = own_class(config).main_input_name
+    name = own_class(config, trust_remote_code).main_input_name
     if getattr(config, "is_encoder_decoder", False) or name not in ("input_ids", "pixel_values"):
         reason = "its decoder needs targets" if name == "input_ids" else f"it reads {name}"
         raise UnsupportedArchitectureError(

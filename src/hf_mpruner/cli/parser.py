@@ -42,6 +42,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"hf-mpruner: error: {message}. See {self.prog} --help.\n")
 
 
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The model, which of its revisions, and whether code of its own may run."""
+    parser.add_argument("model", metavar="MODEL", help="Hub id or folder")
+    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the Python code that comes with the model (default: a model that needs it is refused)",
+    )
+
+
+def same_trust(args: argparse.Namespace) -> list[str]:
+    """The flag again, for a command to try next."""
+    return ["--trust_remote_code"] if args.trust_remote_code else []
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """A question about the nearest known word, or nothing.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .flags import add_config_flags, add_data_flags, read_config
 from .output import add_format, command_line, say, show
-from .parser import UsageError
+from .parser import UsageError, same_trust
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
             f"No layer was removed: {report.record.stopped}. Try a lower --threshold or a larger --max_metric_drop.",
         )
     say(args, f"Wrote {folder}. Load it: {inputs.task.auto_class}.from_pretrained({args.output_dir!r})")
-    say(args, f"Next: {command_line('inspect', args.output_dir)}")
+    say(args, f"Next: {command_line('inspect', args.output_dir, *same_trust(args))}")
     return 0
 
 
@@ -149,17 +149,18 @@ def _load(args: argparse.Namespace, config: PruningConfig) -> Inputs:
     from .models import find_task, load_config, load_for_task, load_processor
 
     trains = config.recovery_epochs > 0
-    task = find_task(load_config(args.model, args.revision), args.task)
+    task = find_task(load_config(args.model, args.revision, args.trust_remote_code), args.task)
     train, judge = load_split(args, "train_split"), load_split(args, "eval_split")
     calibration = train if args.calibration_split is None else load_split(args, "calibration_split")
     columns = choose_columns(args, train, task.kind, need_label=True)
-    processor = load_processor(args.model, task.kind, args.revision)
+    processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code)
     model, new = load_for_task(
         args.model,
         task,
         label_names=find_label_names(train, str(columns.label)),
         revision=args.revision,
         dtype=torch.float32 if trains else "auto",
+        trust_remote_code=args.trust_remote_code,
     )
     if new and config.start_epoch == 0 and not args.dry_run:
         shown = ", ".join(new[:_WEIGHTS_SHOWN])
@@ -167,7 +168,7 @@ def _load(args: argparse.Namespace, config: PruningConfig) -> Inputs:
             f"'{args.model}' has no trained head for {task.name}: {len(new)} weights are new ({shown}). Pass "
             "--start_epoch N to train it for N epochs before the first cut, or fine-tune it first."
         )
-    if task.kind == "text" and model.config.pad_token_id is None:
+    if task.kind == "text" and getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = processor.pad_token_id
     return Inputs(task, model, processor, columns, train, judge, calibration)
 
