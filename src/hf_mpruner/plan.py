@@ -160,12 +160,7 @@ class PruningPlan:
             path: StackPlan(stack.depth, tuple(kept.get(path, range(stack.depth)))) for path, stack in by_path.items()
         }
         for path, plan in plans.items():
-            for layer in plan.removed:
-                if layer in by_path[path].pinned:
-                    raise PlanMismatchError(
-                        f"Layer {layer} of '{path}' cannot be dropped: {by_path[path].pinned[layer]}. "
-                        f"Keep it: add {layer} to the kept layers of '{path}'."
-                    )
+            check_removed(by_path[path], plan.removed)
         return cls(plans, **facts)
 
     @classmethod
@@ -209,7 +204,7 @@ class PruningPlan:
                     "Measure the similarity of this model again."
                 )
             going = {layer for cluster in found for layer in cluster.layers[1::granularity]}
-            going -= set(stack.pinned) | protected[path]
+            going = set(stack.removable(going - protected[path]))
             kept[path] = [layer for layer in range(stack.depth) if layer not in going]
         return cls.from_kept(kept, stacks, **facts)
 
@@ -294,6 +289,36 @@ class PruningPlan:
         return "\n".join(
             f"{path}: {stack.depth} -> {len(stack.kept)} layers, without {_ranges(stack.removed)}"
             for path, stack in self.stacks.items()
+        )
+
+
+def check_removed(stack: BlockStack, removed: Sequence[int]) -> None:
+    """Check that some layers of a stack may go, and may go together.
+
+    Args:
+        stack (`BlockStack`): as it is now.
+        removed (`Sequence[int]`): layers that would go, ascending.
+
+    Raises:
+        PlanMismatchError: a pinned layer among them, or a run that does not fit the stack's period.
+    """
+    for layer in removed:
+        if layer in stack.pinned:
+            raise PlanMismatchError(
+                f"Layer {layer} of '{stack.path}' cannot be dropped: {stack.pinned[layer]}. "
+                f"Keep it: add {layer} to the kept layers of '{stack.path}'."
+            )
+    fitting = stack.removable(removed)
+    if fitting != tuple(removed):
+        runs = (
+            "from the end only"
+            if stack.period == stack.depth
+            else f"in runs of {stack.period} (or a multiple), or from the end"
+        )
+        instead = f"drop only {list(fitting)}" if fitting else "drop none there, or a whole run"
+        raise PlanMismatchError(
+            f"Layers {list(removed)} of '{stack.path}' cannot be dropped together: layers go {runs}, because "
+            f"{stack.period_reason}. Of these, {instead}."
         )
 
 

@@ -16,6 +16,8 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    SwinConfig,
+    SwinModel,
     T5Config,
     T5ForConditionalGeneration,
     WhisperConfig,
@@ -294,12 +296,46 @@ def test_a_plan_that_removes_a_pinned_layer_is_refused(make_resnet, state):
     model = make_resnet()
     before = state(model)
     message = (
-        r"The plan removes layer 0 of 'resnet\.encoder\.stages\.1\.layers', which must stay: it opens a stage, .*\. Keep it: add 0 "
+        r"Layer 0 of 'resnet\.encoder\.stages\.1\.layers' cannot be dropped: it opens a stage, .*\. Keep it: add 0 "
         r"to the kept layers of 'resnet\.encoder\.stages\.1\.layers'"
     )
     with pytest.raises(PlanMismatchError, match=message):
         apply_plan_(model, PruningPlan({"resnet.encoder.stages.1.layers": StackPlan(2, (1,))}))
     assert state(model) == before
+
+
+def swin():
+    config = SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[2, 6], num_heads=[2, 2], window_size=2)
+    return SwinModel(config)
+
+
+def test_a_plan_that_breaks_up_a_pair_is_refused(state):
+    model, path = swin(), "encoder.layers.1.blocks"
+    before = state(model)
+    message = (
+        r"Layers \[1, 2, 3\] of 'encoder\.layers\.1\.blocks' cannot be dropped together: layers go in runs of 2 \(or a "
+        r"multiple\), or from the end, because .*shift_size of layer 1 depends .*\. Of these, drop only \[1, 2\]\."
+    )
+    for make in (
+        lambda: apply_plan_(model, PruningPlan({path: StackPlan(6, (0, 4, 5))})),
+        lambda: PruningPlan.from_kept({path: [0, 4, 5]}, find_block_stacks(model)),
+    ):
+        with pytest.raises(PlanMismatchError, match=message):
+            make()
+    assert state(model) == before
+
+
+def test_a_plan_of_two_rounds_of_pairs_is_one_cut():
+    model, path = swin(), "encoder.layers.1.blocks"
+    apply_plan_(model, PruningPlan({path: StackPlan(6, (0, 1, 4, 5))}))
+    second = PruningPlan({path: StackPlan(4, (0, 3))})
+    both = PruningPlan({path: StackPlan(6, (0, 1, 4, 5))}).then(second)
+    apply_plan_(model, second)
+    fresh = swin()
+    apply_plan_(fresh, both)
+    assert fresh.config.depths == model.config.depths == [2, 2]
+    shifts = [module.shift_size for module in fresh.encoder.layers[1].modules() if hasattr(module, "shift_size")]
+    assert shifts == [0, 1]
 
 
 def test_a_list_that_is_no_stack_is_refused_with_the_stacks(make_vit):

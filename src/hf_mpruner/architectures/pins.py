@@ -50,6 +50,7 @@ def pin_stack(
     opener = {**given, **({0: _OPENS_STAGE} if stack.count.index is not None else {})}
     faults = {layer: trials.fault((layer,)) for layer in range(stack.depth)}
     pinned = {layer: _reason(blueprint, stack, layer, fault) for layer, fault in faults.items() if fault is not None}
+    stack = replace(stack, unprovable=tuple(opener))
     found = replace(stack, pinned={**pinned, **opener})
     moving_up = [layer for layer in pinned if layer > 0]
     if 2 * len(moving_up) >= stack.depth - 1 or len(found.pinned) == stack.depth:

@@ -83,6 +83,7 @@ class BlockStack:
         follows (`tuple[FollowingField, ...]`): config values that are rewritten with the cut.
         followers (`tuple[Follower, ...]`): lists of modules that the same config value decides, cut alike.
         pinned (`dict[int, str]`): layers that must stay, each with the reason.
+        unprovable (`tuple[int, ...]`): pinned layers that must stay for a reason that no comparison of builds shows.
         period (`int`): layers go in runs of a multiple of this length, or from the end. 1 for nearly all models; 2
             where blocks alternate (shifted windows); the depth itself where only the end can go.
         period_reason (`str`): why the period is not 1.
@@ -95,6 +96,7 @@ class BlockStack:
     follows: tuple[FollowingField, ...] = ()
     followers: tuple[Follower, ...] = ()
     pinned: dict[int, str] = field(default_factory=dict, hash=False)
+    unprovable: tuple[int, ...] = ()
     period: int = 1
     period_reason: str = ""
 

@@ -5,12 +5,12 @@ The optimizer object is never replaced: the training loop, accelerate's wrapper 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -32,6 +32,7 @@ class _Before:
     rates: list[float]
     state_order: list[Any]
     removed_state: dict[Any, Any]
+    trimmed_state: dict[Any, Any]
     lists: list[tuple[Any, str, list[Any]]]  # (scheduler, attribute, values)
     clock: int | None
 
@@ -52,6 +53,8 @@ class OptimizerEdit:
         optimizer (`torch.optim.Optimizer`): the live one, or accelerate's wrapper of it.
         scheduler (*optional*): the live one, possibly accelerate's wrapper, nested or not.
         removed (`Iterable[nn.Parameter]`): parameters of the deleted blocks; some may be in no group.
+        trimmed (`Mapping[nn.Parameter, Callable]`, *optional*): parameters that stay but lose entries, not yet changed,
+            each with what makes a shorter tensor of one of its present shape. Their moments lose the same entries.
 
     Raises:
         MPrunerError: from `apply`, if it was applied already or no parameter would be left to train; from `undo`, if
@@ -69,8 +72,15 @@ class OptimizerEdit:
         4
     """
 
-    def __init__(self, optimizer: Any, scheduler: Any, removed: Iterable[nn.Parameter]) -> None:
+    def __init__(
+        self,
+        optimizer: Any,
+        scheduler: Any,
+        removed: Iterable[nn.Parameter],
+        trimmed: Mapping[nn.Parameter, Callable[[Tensor], Tensor]] | None = None,
+    ) -> None:
         """Look at the optimizer; nothing is changed yet."""
+        self._trimmed = {param: (param.shape, trim) for param, trim in (trimmed or {}).items()}
         self._optimizer = unwrap_optimizer(optimizer)
         self._schedulers = list(find_schedulers(scheduler))
         self._removed = set(removed)
@@ -97,10 +107,20 @@ class OptimizerEdit:
             rates=[float(group["lr"]) if "lr" in group else 0.0 for group in groups],
             state_order=list(state),
             removed_state={p: state[p] for p in list(state) if p in self._removed},
+            trimmed_state={p: state[p] for p in self._trimmed if p in state},
             lists=self._find_lists(len(groups)) if len(kept_groups) < len(groups) else [],
             clock=getattr(self._schedulers[-1], "last_epoch", None) if self._schedulers else None,
         )
         self._before = before
+        for param, former in before.trimmed_state.items():
+            shape, trim = self._trimmed[param]
+            if any(isinstance(value, Tensor) and value.dim() and value.shape != shape for value in former.values()):
+                del state[param]  # factored moments (Adafactor) cannot be cut: they begin anew
+            else:
+                state[param] = {
+                    name: trim(value) if isinstance(value, Tensor) and value.dim() else value
+                    for name, value in former.items()
+                }
         for param in before.removed_state:
             del state[param]
         for group, flags in zip(before.groups, stay, strict=True):
@@ -164,6 +184,9 @@ class OptimizerEdit:
         for key in before.state_order:
             if key in before.removed_state:
                 state[key] = before.removed_state[key]
+            elif key in before.trimmed_state:
+                state[key] = before.trimmed_state[key]
+                now.pop(key, None)
             elif key in now:
                 state[key] = now.pop(key)
         state.update(now)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from hf_mpruner.architectures import check_kept, examine, find_block_stacks
-from hf_mpruner.errors import PlanMismatchError
+from hf_mpruner.architectures import Examination, check_kept, examine, find_block_stacks
+from hf_mpruner.errors import PlanMismatchError, UnsupportedArchitectureError
+from hf_mpruner.plan import check_removed
 from hf_mpruner.surgery.edit import ModelEdit
 from hf_mpruner.verify import FullCheck, apply_verified_, check_request
 
@@ -66,16 +67,32 @@ def apply_plan_(
     found = examine(model)
     kept = {path: stack.kept for path, stack in plan.stacks.items() if len(stack.kept) < stack.depth}
     check_kept(found.stacks, kept)
-    for candidate in found.stacks:
-        for layer, reason in candidate.pinned.items():
-            if layer not in kept.get(candidate.path, range(candidate.depth)):
-                raise PlanMismatchError(
-                    f"The plan removes layer {layer} of {candidate.path!r}, which must stay: {reason}. Keep it: add "
-                    f"{layer} to the kept layers of {candidate.path!r}."
-                )
-    edit = ModelEdit(model, kept, found=found)
+    edit = _prove(model, found, kept)
     apply_verified_(edit, None if inputs is None else FullCheck(model, kept, inputs))
     return edit
+
+
+def _prove(model: PreTrainedModel, found: Examination, kept: dict[str, tuple[int, ...]]) -> ModelEdit:
+    """The edit, or an error that names the first layer that must stay.
+
+    Pins are trials of single layers. A plan of several rounds may remove layers together that could not go alone, so
+    the proof of the whole cut has the last word, but for pins that no proof sees.
+    """
+    removed = {
+        stack: [layer for layer in range(stack.depth) if layer not in kept[stack.path]]
+        for stack in found.stacks
+        if stack.path in kept
+    }
+    for stack, layers in removed.items():
+        for layer in layers:
+            if layer in stack.unprovable:
+                check_removed(stack, [layer])
+    try:
+        return ModelEdit(model, kept, found=found)
+    except UnsupportedArchitectureError:
+        for stack, layers in removed.items():
+            check_removed(stack, layers)
+        raise
 
 
 def _check_depth(model: PreTrainedModel, plan: PruningPlan, path: str, stack: StackPlan) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from hf_mpruner.architectures import CutProof, Examination, TensorSlice, examine, prove_cut
@@ -15,6 +17,7 @@ from hf_mpruner.surgery.steps import (
     Rewire,
     Step,
     Trim,
+    kept_part,
     prepare_config,
     prepare_move,
     prepare_swap,
@@ -43,6 +46,7 @@ class ModelEdit:
         proof (`CutProof`): the edits, as data.
         removed_blocks (`dict[str, tuple[nn.Module, ...]]`): by stack path, the blocks that go.
         removed_parameters (`list[nn.Parameter]`): the parameters that leave the model, each once.
+        num_removed_parameters (`int`): how many scalars leave the model, the removed layers' room in others included.
         trimmed_parameters (`dict[nn.Parameter, TensorSlice]`): parameters that lose the removed layers' room.
 
     Raises:
@@ -100,6 +104,8 @@ class ModelEdit:
                 self._steps.append(Trim(parameter, parameter.data, part, f"parameter '{part.path}.{part.name}'"))
         self._steps += [prepare_config(model, edit) for edit in self.proof.configs]
         self._leaving = self._find_leaving(model)
+        room = (p.numel() // t.cut.depth * (t.cut.depth - len(t.cut.kept)) for p, t in self.trimmed_parameters.items())
+        self.num_removed_parameters = sum(p.numel() for p in self.removed_parameters) + sum(room)
         self._state = "prepared"
 
     def _find_leaving(self, model: nn.Module) -> dict[int, nn.Parameter]:
@@ -115,13 +121,9 @@ class ModelEdit:
         return list(self._leaving.values())
 
     @property
-    def num_removed_parameters(self) -> int:
-        """How many scalars leave the model: those of removed parameters, and the removed layers' room in others."""
-        room = (
-            parameter.numel() // part.cut.depth * (part.cut.depth - len(part.cut.kept))
-            for parameter, part in self.trimmed_parameters.items()
-        )
-        return sum(parameter.numel() for parameter in self.removed_parameters) + sum(room)
+    def trims(self) -> dict[nn.Parameter, Callable[[torch.Tensor], torch.Tensor]]:
+        """What takes the removed layers' room out of a tensor of a trimmed parameter's shape, such as its moments."""
+        return {parameter: partial(kept_part, part=part) for parameter, part in self.trimmed_parameters.items()}
 
     def apply(self) -> None:
         """Cut the model. Warns (`UserWarning`) if transformers cannot generate with a cache any more.

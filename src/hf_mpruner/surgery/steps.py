@@ -112,11 +112,15 @@ class Trim:
         """
         if self.parameter.data.shape != self.old.shape:
             raise RuntimeError(_CHANGED.format(self.label))
-        self.parameter.data = kept_part(self.old, self.part)
+        self._set(kept_part(self.old, self.part))
 
     def undo(self) -> None:
         """Put back what was there."""
-        self.parameter.data = self.old
+        self._set(self.old)
+
+    def _set(self, data: torch.Tensor) -> None:
+        self.parameter.grad = None  # of the other shape
+        self.parameter.data = data
 
 
 Step = Write | Rewire | Trim
