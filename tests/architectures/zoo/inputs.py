@@ -145,7 +145,7 @@ def make_pixels(maker: Maker, names: list[str]) -> dict[str, Any]:
 
 
 def get_feature_function(model: PreTrainedModel, kind: str) -> Any:
-    for holder in (model, getattr(model, "model", None), getattr(model, "base_model", None)):
+    for holder in (getattr(model, "model", None), getattr(model, "base_model", None), model):
         function = getattr(holder, f"get_{kind}_features", None)
         if function is not None:
             return function

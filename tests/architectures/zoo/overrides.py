@@ -44,7 +44,8 @@ UNWARP = {
     ],
 }
 
-ASSISTING = {**SHARING, "num_kv_shared_layers": 6}
+ASSISTING = {**SHARING, "num_kv_shared_layers": 0}
+NO_TABLES = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
 
 INTRACLASS = {
     "reduce_channel": [1, 1, 0],
@@ -64,7 +65,8 @@ INTRACLASS = {
     },
 }
 
-DETECTOR = {"encoder_in_channels": [16, 32, 32], "decoder_in_channels": [32, 32, 32]}
+SEGMENTS = {"intraclass_block_config": INTRACLASS, "kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8]}
+DETECTOR = {"encoder_layers": 5, "encoder_in_channels": [16, 32, 32], "decoder_in_channels": [32, 32, 32]}
 PIN_POINTS = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 
 
@@ -74,8 +76,73 @@ def letters(number: int) -> str:
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
+    "pi0": {"chunk_size": 4},
+    "blt_local_encoder": {"num_hidden_layers": 5},
+    "pp_doclayout_v4": DETECTOR,
+    "deimv2": DETECTOR,
+    "d_fine": DETECTOR,
+    "rt_detr_v2": {**DETECTOR, "encoder_in_channels": [16, 32, 64]},
+    "rt_detr": {**DETECTOR, "encoder_in_channels": [16, 32, 64]},
+    "pp_ocrv5_server_det": SEGMENTS,
+    "pp_ocrv6_medium_det": {**SEGMENTS, "backbone_config": {"out_indices": [1, 2, 3, 4], "scale": 0.25}},
+    "pp_ocrv6_small_det": {
+        "backbone_config": {"out_indices": [1, 2, 3, 4], "scale": 0.25},
+        "layer_list_out_channels": [24, 24, 48, 96],
+    },
+    "univnet": {"model_hidden_channels": 8, "kernel_predictor_hidden_channels": 8},
+    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 2, "vae_std": 0.0},
+    "nemotron_h_omni": {"image_token_id": 20, "video_token_id": 21, "audio_token_id": 22},
+    "xcodec2": {"quantization_dim": 64},
+    "neucodec": {"quantization_dim": 64},
+    "dots3_note_text": {
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_q_lora_rank": 8,
+        "swa_kv_lora_rank": 8,
+        "swa_head_dim": 16,
+        "swa_qk_nope_head_dim": 8,
+        "swa_v_head_dim": 8,
+    },
+    "sapiens2": {
+        "num_key_value_attention_heads": 2,
+        "num_first_full_attention_layers": 1,
+        "num_last_full_attention_layers": 2,
+        "num_key_value_heads_per_layer": [4] * 5,
+    },
+    "pp_doclayout_v2": {
+        **DETECTOR,
+        "class_thresholds": [0.5] * 3,
+        "class_order": [0, 1, 2],
+        "reading_order_config": {"start_token_id": 0, "pad_token_id": 1, "end_token_id": 2, "pred_token_id": 3},
+    },
+    "phi4_multimodal_audio": {"ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32},
+    "mllama_vision_model": {"vision_output_dim": 192},
+    "glmasr_encoder": {"intermediate_size": 128},
+    "granite4_vision": {
+        **PIN_POINTS,
+        "downsample_rate": "1/2",
+        "deepstack_layer_map": [[-3, 1], [-1, 3]],
+        "spatial_target_layers": [0, 1, 2, 4],
+        "text_config": {"hidden_size": 64},
+        "vision_config": {"hidden_size": 64},
+    },
+    "granite_speech_plus": {"window_size": 10},
+    "granite_speech": {"window_size": 10},
+    "gemma4_unified_audio": {"output_proj_dims": 32},
+    "gemma4_unified_vision": {"output_proj_dims": 32},
+    "efficientloftr": {
+        "stage_num_blocks": [1, 2, 4, 2],
+        "out_features": [16, 16, 16, 32],
+        "num_attention_layers": 4,
+        "num_attention_heads": 8,
+    },
+    "gemma4_assistant": {
+        "_base": {"text_config": NO_TABLES},
+        "text_config": {**ASSISTING, **NO_TABLES},
+        "backbone_hidden_size": 32,
+    },
+    "kosmos-2": {"latent_query_num": 4},
     "vibevoice_acoustic_tokenizer_decoder": {"num_filters": 2},
-    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 2},
     "vibevoice_acoustic_tokenizer": {"num_filters": 2, "vae_std": 0.0},
     "nllb-moe": {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
     "switch_transformers": {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2},
@@ -142,13 +209,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "muse_glimmer": {"out_hidden_size": 128},
     "muse_spark": {"out_hidden_size": 128},
     "pp_doclayout_v3": {**DETECTOR, "x4_feat_dim": 16},
-    "pp_doclayout_v2": {**DETECTOR, "class_thresholds": [0.5] * 3, "class_order": [0, 1, 2]},
     "gemma4_unified_assistant": {"text_config": ASSISTING, "backbone_hidden_size": 32},
-    "gemma4_assistant": {
-        "_base": {"text_config": {"hidden_size_per_layer_input": 0}},
-        "text_config": {**ASSISTING, "hidden_size_per_layer_input": 0},
-        "backbone_hidden_size": 32,
-    },
     "qwen2_5_omni_bigvgan": {"upsample_initial_channel": 128},
     "zoedepth": {"bottleneck_features": 32},
     "sapiens2_head": {
@@ -157,20 +218,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "conv_out_channels": [16],
         "conv_kernel_sizes": [1],
         "use_pixel_shuffle": False,
-    },
-    **{
-        name: {
-            "intraclass_block_config": INTRACLASS,
-            "kernel_list": [3, 2, 2],
-            "scale_factor_list": [1, 2, 4, 8],
-        }
-        for name in ("pp_ocrv5_server_det", "pp_ocrv6_medium_det")
-    },
-    "granite4_vision": {
-        **PIN_POINTS,
-        "downsample_rate": "1/2",
-        "deepstack_layer_map": [[-3, 1], [-1, 3]],
-        "spatial_target_layers": [0, 1, 2, 4],
     },
     "vits": {"noise_scale": 0.0, "noise_scale_duration": 0.0},
     "gemma3n_text": SHARING,
@@ -248,20 +295,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
         "prompt_encoder_config": {"image_size": 32, "patch_size": 8},
     },
-    "rt_detr": {"encoder_in_channels": [16, 32, 64], "decoder_in_channels": [32, 32, 32]},
-    "rt_detr_v2": {"encoder_in_channels": [16, 32, 64], "decoder_in_channels": [32, 32, 32]},
-    **{
-        name: {"encoder_in_channels": [16, 32, 32], "decoder_in_channels": [32, 32, 32]}
-        for name in ("d_fine", "deimv2", "pp_doclayout_v4")
-    },
     "superglue": {"keypoint_encoder_sizes": [32, 32], "gnn_layers_types": ["self", "cross"] * 3},
     "superpoint": {"descriptor_decoder_dim": 32, "encoder_hidden_sizes": [8, 8, 16, 16], "max_keypoints": 12},
-    "efficientloftr": {
-        "stage_num_blocks": [1, 2, 4, 2],
-        "out_features": [8, 8, 16, 32],
-        "num_attention_layers": 4,
-        "num_attention_heads": 8,
-    },
     "oneformer": {"task_seq_len": 8, "conv_dim": 32, "mask_dim": 32},
     "qwen2_5_omni_audio_encoder": {"n_window": 4},
     "rag": {
@@ -365,11 +400,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
     "gradium_phonon_tts": {"flow_head_config": {"condition_dim": 32}},
     "pocket_tts": {"flow_head_config": {"condition_dim": 32}},
-    "sapiens2": {
-        "num_key_value_attention_heads": 2,
-        "num_first_full_attention_layers": 2,
-        "num_last_full_attention_layers": 2,
-    },
     "layoutlmv3": {"coordinate_size": 4, "shape_size": 8, "input_size": 32},
     "zamba": {
         "num_hidden_layers": 6,
@@ -386,13 +416,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [2]},
     "granitemoehybrid": {"layer_types": ["mamba", "mamba", "attention", "mamba", "attention"]},
     "musicgen_decoder": CODEBOOKS,
-    "kosmos-2": {"latent_query_num": 4},
     "inkling2_vision": {"patch_size": 8},
 }
 """Model type -> config values that replace the ones guessed, wherever a config of that type occurs, nested as it is.
 `_base` holds what the class must be given before its usual sizes can be read."""
 
 CLASSES: dict[str, str] = {
+    "csm_depth_decoder_model": "CsmDepthDecoderModel",
     "musicgen": "MusicgenForConditionalGeneration",
     "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
 }
@@ -450,7 +480,8 @@ LENGTHS = {"input_features": (16, 32), "feature_lens": [16, 16]}
 DETECTED = {
     "vision_features": maps((2, 32, 4, 4)),
     "text_features": (2, 5, 32),
-    "vision_pos_embeds": maps((2, 32, 4, 4)),
+    # transposed, so that flattening copies: the model adds to what it is given
+    "vision_pos_embeds": lambda maker: [maker.noise(2, 32, 4, 4).transpose(2, 3)],
     "spatial_sizes": lambda maker: [(4, 4)],
 }
 DECODED = {
@@ -464,9 +495,40 @@ MASKED = {
     "backbone_features": maps((2, 32, 16, 16), (2, 32, 8, 8), (2, 32, 4, 4)),
     "encoder_hidden_states": (2, 16, 32),
 }
-TWO_FORMS = {"input_values": (2, 1, 1280), "input_features": (2, 8, 160), "input_features_mask": ones(2, 8)}
+TWO_FORMS = {"input_values": (2, 1, 1280), "input_features": (2, 4, 160), "input_features_mask": ones(2, 4)}
 
 INPUTS: dict[str, Any] = {
+    "dots3_note": {"audio": {"input_features": (2, 128, 32), "chunk_sample_lengths": [5120, 5120]}},
+    "dots3_note_audio_encoder": {"input_features": (2, 128, 32), "chunk_sample_lengths": [5120, 5120]},
+    "omdet-turbo": {
+        "classes_input_ids": whole(100, 4, 9),
+        "classes_attention_mask": ones(4, 9),
+        "tasks_input_ids": whole(100, 2, 9),
+        "tasks_attention_mask": ones(2, 9),
+        "classes_structure": [2, 2],
+    },
+    "pi0": {
+        "state": (2, 32),
+        "noise": (2, 4, 32),
+        "timestep": lambda maker: maker.noise(2).sigmoid(),
+        "pixel_values": (2, 1, 3, 32, 32),
+        "pixel_attention_mask": true(2, 1),
+        "tokens": {"image": 16},
+    },
+    "molmo2": {
+        "image": {
+            "pixel_values": (2, 16, 192),
+            "image_token_pooling": whole(16, 8, 4),
+            "image_grids": [[1, 2, 1, 2]] * 2,
+            "image_num_crops": [1, 1],
+        }
+    },
+    "qwen3_omni_moe_talker_text": {"input_ids": None, "inputs_embeds": (2, 9, 32)},
+    "inkling_audio": {"audio_input_ids": whole(16, 2, 5, 80)},
+    "instructblipvideo": {"pixel_values": (2, 4, 3, 32, 32), "qformer_input_ids": lambda maker: maker.ids()},
+    "muse_spark": {"audio": {"input_values": (2, 3840)}},
+    "blt": {"use_cache": lambda maker: False},
+    "univnet": {"input_features": (2, 6, 16), "noise_sequence": (2, 6, 32)},
     "vilt": {"pixel_values": (2, 3, 8, 8)},
     "mllama": {
         "image": {},
@@ -477,11 +539,9 @@ INPUTS: dict[str, Any] = {
     },
     "perceiver": {"image": {"pixel_values": lambda maker: maker.image()}},
     "qwen2_audio": {"input_features": (2, 16, 32), "feature_attention_mask": ones(2, 32), "tokens": {"audio": 8}},
-    "univnet": {"noise_sequence": (2, 64, 32)},
     "qwen3_asr": {"audio": {"input_features": (2, 16, 100), "input_features_mask": ones(2, 100)}},
     "vibevoice_asr": {"audio": {"input_values": (2, 1, 3200), "padding_mask": ones(2, 3200)}},
     "vibevoice": {"audio": {"input_values": (2, 1, 3200), "padding_mask": ones(2, 3200)}},
-    "dots3_note": {"audio": {}, "notes": "no sound"},
     "musicflamingo": {"audio": {}, "notes": "no sound"},
     "moss_transcribe_diarize": {"audio": {}, "notes": "no sound"},
     "granite_speech_plus": {"audio": {"input_features": (2, 20, 160)}, "input_features_mask": None},
@@ -520,11 +580,9 @@ INPUTS: dict[str, Any] = {
     "pp_ocrv5_mobile_rec": {"pixel_values": (2, 3, 96, 64)},
     "phi4_multimodal_audio": {"hidden_states": (2, 64, 32), "mask": true(2, 64)},
     "muse_glimmer_assistant": {"noise_embeds": (2, 4, 32), "context_hidden_states": (2, 9, 160)},
-    "inkling_audio": {"audio_input_ids": whole(16, 2, 5, 16)},
     "inkling2_vision": {**FOLDED, "image_grid_thw": [[1, 2, 2]] * 2},
     "inkling2": {"image": {**FOLDED, "image_grid_thw": [[1, 2, 2]] * 2}},
     "depth_pro": {"pixel_values": (2, 3, 32, 32)},
-    "instructblipvideo": {"pixel_values": (2, 4, 3, 32, 32), "qformer_input_ids": lambda maker: maker.ids(batch=8)},
     "instructblip": {"image": {"pixel_values": (2, 3, 32, 32), "qformer_input_ids": lambda maker: maker.ids()}},
     "emu3": {"image": {"pixel_values": (2, 3, 32, 32), "image_sizes": [[32, 32]] * 2}},
     "neomme": {"image": {"pixel_values": (8, 192)}},
@@ -662,6 +720,9 @@ NOT_BUILDABLE: dict[str, str] = {
     ),
     "esmfold2": "special inputs: a protein's atoms",
     "jev": "special inputs: marks of questions in the text",
+    "qwen2_5_omni_dit": "special inputs: the states of three models",
+    "blt_local_encoder": "special inputs: bytes grouped by another model",
+    "blt_local_decoder": "special inputs: bytes grouped by another model",
     "qwen2_5_omni_token2wav": "special inputs: the states of three models",
     "timm_backbone": TIMM,
     "timm_wrapper": TIMM,

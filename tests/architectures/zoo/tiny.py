@@ -140,7 +140,11 @@ def find_in_module(config_class: type[PreTrainedConfig], name: str | None = None
         and not value.__name__.endswith("PreTrainedModel")
         and not is_unimplemented(value)
     ]
-    return candidates[0] if candidates else None
+    for ending in ("ForCausalLM", "Model", ""):  # a head before the whole model before a part of it
+        for candidate in candidates:
+            if candidate.__name__.endswith(ending):
+                return candidate
+    return None
 
 
 def is_unimplemented(model_class: type[PreTrainedModel]) -> bool:
