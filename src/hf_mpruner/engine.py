@@ -190,6 +190,7 @@ class PruningEngine:
             except UnsupportedArchitectureError as error:
                 self._refuse(round_, following, error)
                 continue
+            round_.after = self._size()
             self.record.rounds.append(round_)
             return True
         return False
@@ -251,7 +252,7 @@ class PruningEngine:
                 path: replace(matrix, layers=tuple(original[path])).to_dict()
                 for path, matrix in following.matrices.items()
             },
-            after=Measurement(*parameters_after(self.model, plan.kept)),
+            after=self._size(),
             started_at_step=step,
             analysis_seconds=following.analysis_seconds,
         )

@@ -51,8 +51,8 @@ class Round:
         reason (`str`): the verdict in words.
         started_at_step, decided_at_step (`int`): the Trainer's `global_step`; 0 without one.
         analysis_seconds, recovery_seconds (`float`): wall-clock time of measuring and of training.
-        refused (`bool`): the cut could not be proved right, so it was rejected without being made; `after` then holds
-            the size that it would have left.
+        refused (`bool`): the cut could not be proved right, so it was rejected without being made; `after` is the model
+            as it stayed.
     """
 
     number: int

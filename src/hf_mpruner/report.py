@@ -136,7 +136,10 @@ class PruningReport:
         for round_ in self.rounds:
             verdict: str = "refused" if round_.refused else round_.verdict
             verdict = verdict if round_.granularity == 1 else f"{verdict}, k={round_.granularity}"
-            rows.append(self._row(str(round_.number), paths, round_.kept, round_.after, round_.drop, verdict))
+            row = self._row(str(round_.number), paths, round_.kept, round_.after, round_.drop, verdict)
+            if round_.refused:  # nothing of that size was ever there
+                row[1 + len(paths) : -1] = [""] * (len(row) - len(paths) - 2)
+            rows.append(row)
         return header, rows
 
     @staticmethod

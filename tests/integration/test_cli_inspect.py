@@ -84,7 +84,6 @@ def test_lists_with_an_entry_for_each_layer(look):
     assert "  config.layer_types: 7 entries -> 6 entries\n" in text
 
 
-@pytest.mark.skipif("period" not in BlockStack.__dataclass_fields__, reason="stacks have no period yet")
 def test_blocks_that_go_two_by_two(look):
     stacks, text = look(SWIN)
     stack = stacks["swin.encoder.layers.2.blocks"]
@@ -256,11 +255,29 @@ def test_trusted_code_is_inspected_analyzed_and_pruned(own_code, tmp_path, capsy
     data = ["--dataset", str(tmp_path), "--threshold", "0", "--trust_remote_code"]
     assert main(["analyze", str(own_code), *data, "--format", "quiet"]) == 0
     assert capsys.readouterr().out == "blocks: 4 -> 1 layers, without 1-3\n"
+    _check_a_refused_choice(own_code, data, capsys)
     out = tmp_path / "smaller"
     words = ["--recovery_epochs", "0", "--max_metric_drop", "1", "--output_dir", str(out)]
     assert main(["prune", str(own_code), *data, *words]) == 0, capsys.readouterr().err
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 1
     assert main(["inspect", str(own_code), "--trust_remote_code", "--format", "quiet"]) == 0
+
+
+def _check_a_refused_choice(folder: Path, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """`analyze` where one threshold's cut is refused: with one block it would be wider."""
+    code = (folder / "own_code.py").read_text()
+    wider = "OwnBlock(config.hidden_size * (1 + (config.num_hidden_layers < 2)))"
+    (folder / "own_code.py").write_text(code.replace("OwnBlock(config.hidden_size)", wider))
+    assert main(["analyze", str(folder), *data]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "refused at 0: OwnForSequenceClassification (model_type 'own_code'): cutting 'blocks' to layers [0] " in text
+    )
+    assert main(["analyze", str(folder), *data, "--format", "json"]) == 0
+    choices = json.loads(capsys.readouterr().out)["thresholds"]
+    assert (choices[-1]["threshold"], choices[-1]["parameters"]) == (0, None)
+    assert "cannot be proved right" in choices[-1]["refused"]
+    (folder / "own_code.py").write_text(code)
 
 
 def _save_weights_and_words(folder: Path) -> None:

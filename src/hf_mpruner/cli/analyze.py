@@ -80,7 +80,8 @@ def _check_folder(output_dir: str) -> Path:
 
 
 def _choices(model: Any, matrices: Any, stacks: Any, config: Any) -> list[dict[str, Any]]:
-    """For each threshold the clusters, the layers that stay and the parameters that are left."""
+    """For each threshold the clusters, the layers that stay, and the parameters that are left or why it is refused."""
+    from hf_mpruner.errors import UnsupportedArchitectureError
     from hf_mpruner.plan import PruningPlan
 
     from .measure import cluster
@@ -89,14 +90,18 @@ def _choices(model: Any, matrices: Any, stacks: Any, config: Any) -> list[dict[s
     for threshold in sorted({*THRESHOLDS, config.threshold}, reverse=True):
         clusters = cluster(matrices, config, threshold)
         plan = PruningPlan.from_clusters(clusters, stacks, config.granularity, config.protect)
-        choices.append(
-            {
-                "threshold": threshold,
-                "clusters": {path: [list(found.layers) for found in runs] for path, runs in clusters.items()},
-                "kept": {path: list(layers) for path, layers in plan.kept.items()},
-                "parameters": plan.preview(model).parameters_after,
-            }
-        )
+        choice: dict[str, Any] = {
+            "threshold": threshold,
+            "clusters": {path: [list(found.layers) for found in runs] for path, runs in clusters.items()},
+            "kept": {path: list(layers) for path, layers in plan.kept.items()},
+            "parameters": None,
+            "refused": None,
+        }
+        try:
+            choice["parameters"] = plan.preview(model).parameters_after
+        except UnsupportedArchitectureError as error:  # one choice that cannot be cut must not hide the others
+            choice["refused"] = " ".join(str(error).split())
+        choices.append(choice)
     return choices
 
 
@@ -126,12 +131,13 @@ def _table(matrices: Any, choices: list[dict[str, Any]], asked: float) -> str:
                 f"{choice['threshold']:g}{' *' if choice['threshold'] == asked else ''}",
                 " ".join(_run(run) for run in choice["clusters"][path]),
                 f"{len(choice['kept'][path])} of {len(layers)}",
-                f"{choice['parameters']:,}",
+                "refused" if choice["refused"] else f"{choice['parameters']:,}",
             ]
             for choice in choices
         ]
         parts.append(align(["threshold", "clusters", "layers left", "parameters"], rows, right=[2, 3]) + "\n")
-    return "\n".join([*parts, "* the threshold of the plan"])
+    refused = [f"refused at {choice['threshold']:g}: {choice['refused']}" for choice in choices if choice["refused"]]
+    return "\n".join([*parts, "* the threshold of the plan", *refused])
 
 
 def _run(layers: list[int]) -> str:
