@@ -244,14 +244,15 @@ def test_inspect_reads_only_the_config(world, tmp_path, run):
 
 
 def test_inspect_says_what_is_pinned_and_why(tmp_path, run):
-    from transformers import T5Config
+    from transformers import ResNetConfig
 
-    T5Config(
-        d_model=8, d_kv=4, d_ff=8, num_layers=3, num_heads=2, architectures=["T5ForConditionalGeneration"]
+    ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[2, 3], architectures=["ResNetForImageClassification"]
     ).save_pretrained(tmp_path)
     table = run("inspect", tmp_path).out
-    assert "encoder.block 0 stays: " in table
-    assert run("inspect", tmp_path, "--format", "quiet") == (0, "encoder.block\ndecoder.block\n", "")
+    assert "resnet.encoder.stages.1.layers 0 stays: it opens a stage" in table
+    paths = "resnet.encoder.stages.0.layers\nresnet.encoder.stages.1.layers\n"
+    assert run("inspect", tmp_path, "--format", "quiet") == (0, paths, "")
 
 
 @pytest.mark.parametrize(
