@@ -156,6 +156,8 @@ def count_features(output: Any) -> int:
     """Rows of features in what `get_image_features` and its like return, over the batch."""
     found = [getattr(output, name, None) for name in ("pooler_output", "last_hidden_state")]
     output = next((value for value in found if value is not None), output)
+    if hasattr(output, "deepstack_features") and not isinstance(output, torch.Tensor):
+        output = output.deepstack_features[0][1]  # the same number of features for each of several layers
     if isinstance(output, torch.Tensor):
         return output.shape[:-1].numel()
     return sum(count_features(item) for item in output if item is not None)

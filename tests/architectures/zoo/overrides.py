@@ -44,8 +44,6 @@ UNWARP = {
     ],
 }
 
-ASSISTING = {**SHARING, "num_kv_shared_layers": 0}
-NO_TABLES = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
 
 INTRACLASS = {
     "reduce_channel": [1, 1, 0],
@@ -65,6 +63,16 @@ INTRACLASS = {
     },
 }
 
+HALVING = {
+    "out_indices": [1, 2, 3, 4],
+    "stem_channels": [3, 8, 16],
+    "block_configs": [
+        [[3, 16, 16, 1, True]],
+        [[3, 16, 16, 2, False], [3, 16, 16, 1, False]],
+        [[3, 16, 24, 2, False], *[[3, 24, 24, 1, True]] * 3],
+        [[3, 24, 32, 2, False], [3, 32, 32, 1, True]],
+    ],
+}
 SEGMENTS = {"intraclass_block_config": INTRACLASS, "kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8]}
 DETECTOR = {"encoder_layers": 5, "encoder_in_channels": [16, 32, 32], "decoder_in_channels": [32, 32, 32]}
 PIN_POINTS = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
@@ -76,24 +84,25 @@ def letters(number: int) -> str:
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
+    "nemotron_h_omni": {
+        "_base": {"audio_config": {}},
+        "audio_config": {"projection_hidden_size": 32, "projection_bias": False},
+        "image_token_id": 20,
+        "video_token_id": 21,
+        "audio_token_id": 22,
+    },
+    "pp_ocrv6_medium_det": {**SEGMENTS, "backbone_config": HALVING},
+    "pp_ocrv6_small_det": {"backbone_config": HALVING, "layer_list_out_channels": [16, 16, 24, 32]},
+    "xcodec2": {"quantization_dim": 64, "num_key_value_heads": 4},
+    "neucodec": {"quantization_dim": 64, "num_key_value_heads": 4},
     "pi0": {"chunk_size": 4},
-    "blt_local_encoder": {"num_hidden_layers": 5},
     "pp_doclayout_v4": DETECTOR,
     "deimv2": DETECTOR,
     "d_fine": DETECTOR,
     "rt_detr_v2": {**DETECTOR, "encoder_in_channels": [16, 32, 64]},
     "rt_detr": {**DETECTOR, "encoder_in_channels": [16, 32, 64]},
     "pp_ocrv5_server_det": SEGMENTS,
-    "pp_ocrv6_medium_det": {**SEGMENTS, "backbone_config": {"out_indices": [1, 2, 3, 4], "scale": 0.25}},
-    "pp_ocrv6_small_det": {
-        "backbone_config": {"out_indices": [1, 2, 3, 4], "scale": 0.25},
-        "layer_list_out_channels": [24, 24, 48, 96],
-    },
-    "univnet": {"model_hidden_channels": 8, "kernel_predictor_hidden_channels": 8},
     "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 2, "vae_std": 0.0},
-    "nemotron_h_omni": {"image_token_id": 20, "video_token_id": 21, "audio_token_id": 22},
-    "xcodec2": {"quantization_dim": 64},
-    "neucodec": {"quantization_dim": 64},
     "dots3_note_text": {
         "swa_num_attention_heads": 4,
         "swa_num_key_value_heads": 4,
@@ -135,11 +144,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "out_features": [16, 16, 16, 32],
         "num_attention_layers": 4,
         "num_attention_heads": 8,
-    },
-    "gemma4_assistant": {
-        "_base": {"text_config": NO_TABLES},
-        "text_config": {**ASSISTING, **NO_TABLES},
-        "backbone_hidden_size": 32,
     },
     "kosmos-2": {"latent_query_num": 4},
     "vibevoice_acoustic_tokenizer_decoder": {"num_filters": 2},
@@ -209,7 +213,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "muse_glimmer": {"out_hidden_size": 128},
     "muse_spark": {"out_hidden_size": 128},
     "pp_doclayout_v3": {**DETECTOR, "x4_feat_dim": 16},
-    "gemma4_unified_assistant": {"text_config": ASSISTING, "backbone_hidden_size": 32},
     "qwen2_5_omni_bigvgan": {"upsample_initial_channel": 128},
     "zoedepth": {"bottleneck_features": 32},
     "sapiens2_head": {
@@ -463,12 +466,6 @@ def maps(*shapes: tuple[int, ...]) -> Any:
     return lambda maker: [maker.noise(*shape) for shape in shapes]
 
 
-def shared_states(wide: int) -> Any:
-    """Keys and values of a main model, per kind of layer."""
-    kinds = (("sliding_attention", 8), ("full_attention", wide))
-    return lambda maker: {kind: (maker.noise(2, 2, 9, width), maker.noise(2, 2, 9, width)) for kind, width in kinds}
-
-
 def flat_patches(maker: Any) -> Any:
     """Row and column before the pixels of each patch."""
     patches = maker.noise(2, 16, 34)
@@ -480,9 +477,7 @@ LENGTHS = {"input_features": (16, 32), "feature_lens": [16, 16]}
 DETECTED = {
     "vision_features": maps((2, 32, 4, 4)),
     "text_features": (2, 5, 32),
-    # transposed, so that flattening copies: the model adds to what it is given
-    "vision_pos_embeds": lambda maker: [maker.noise(2, 32, 4, 4).transpose(2, 3)],
-    "spatial_sizes": lambda maker: [(4, 4)],
+    "vision_pos_embeds": maps((2, 32, 4, 4)),
 }
 DECODED = {
     "vision_features": (2, 16, 32),
@@ -498,14 +493,12 @@ MASKED = {
 TWO_FORMS = {"input_values": (2, 1, 1280), "input_features": (2, 4, 160), "input_features_mask": ones(2, 4)}
 
 INPUTS: dict[str, Any] = {
-    "dots3_note": {"audio": {"input_features": (2, 128, 32), "chunk_sample_lengths": [5120, 5120]}},
-    "dots3_note_audio_encoder": {"input_features": (2, 128, 32), "chunk_sample_lengths": [5120, 5120]},
-    "omdet-turbo": {
-        "classes_input_ids": whole(100, 4, 9),
-        "classes_attention_mask": ones(4, 9),
-        "tasks_input_ids": whole(100, 2, 9),
-        "tasks_attention_mask": ones(2, 9),
-        "classes_structure": [2, 2],
+    "dots3_note": {"audio": {"input_features": (2, 32, 32), "chunk_sample_lengths": [5120, 5120]}},
+    "dots3_note_audio_encoder": {"input_features": (2, 32, 32), "chunk_sample_lengths": [5120, 5120]},
+    "efficientloftr": {"pixel_values": (1, 2, 3, 64, 64)},
+    "gemma4_unified": {
+        "image": {"pixel_values": (2, 4, 1728), "image_position_ids": lambda maker: maker.places(2)},
+        "audio": {"input_features": (2, 4, 32), "input_features_mask": true(2, 4)},
     },
     "pi0": {
         "state": (2, 32),
@@ -553,12 +546,6 @@ INPUTS: dict[str, Any] = {
     "pe_audio": {"input_values": (2, 1, 640)},
     "inkling_mm_model": {"image": {"pixel_values": (2, 2, 16, 16, 3)}},
     "inkling_vision": {"pixel_values": (2, 2, 16, 16, 3)},
-    "gemma4_unified_assistant": {
-        "inputs_embeds": (2, 4, 64),
-        "attention_mask": None,
-        "shared_kv_states": shared_states(512),
-    },
-    "gemma4_assistant": {"inputs_embeds": (2, 4, 64), "attention_mask": None, "shared_kv_states": shared_states(512)},
     "kosmos_2_5_vision_model": {
         "flattened_patches": flat_patches,
         "hidden_states": None,
@@ -590,7 +577,6 @@ INPUTS: dict[str, Any] = {
     "clvp": {"input_features": (2, 32, 32)},
     "t5gemma2_decoder": {"encoder_hidden_states": (2, 9, 32)},
     "dia_decoder": {"input_ids": whole(100, 2, 9, 9), "attention_mask": None, "encoder_hidden_states": (2, 9, 32)},
-    "gemma4_unified": {"image": {"pixel_values": (2, 4, 1728), "image_position_ids": lambda maker: maker.places(2)}},
     "embedding_gemma2": {
         "image": {"pixel_values": (2, 36, 192), "image_position_ids": lambda maker: maker.places(6)},
         "audio": {"input_features": (2, 64, 32), "input_features_mask": true(2, 64)},
@@ -612,7 +598,6 @@ INPUTS: dict[str, Any] = {
     "idefics2_perceiver": {"context": (2, 16, 32), "attention_mask": ones(2, 16)},
     "fuyu": {"image": {"pixel_values": (2, 4, 192)}},
     "bros": {"bbox": (2, 9, 8)},
-    "blt_local_encoder": {"attention_mask": None},
     "mllama_vision_model": {
         "pixel_values": (2, 1, 4, 3, 32, 32),
         "aspect_ratio_ids": [[1], [1]],
@@ -664,7 +649,6 @@ INPUTS: dict[str, Any] = {
     "oneformer": {"task_inputs": whole(100, 2, 8)},
     "seggpt": {"pixel_values": (2, 3, 32, 32), "prompt_pixel_values": (2, 3, 32, 32), "prompt_masks": (2, 3, 32, 32)},
     "janus_vqgan": {"pixel_values": (2, 3, 32, 32)},
-    "efficientloftr": PAIR,
     "timesfm": {"past_values": (2, 64), "freq": [0, 1]},
     "timesfm2_5": {"past_values": (2, 64)},
     "colqwen2": {"pixel_values": (2, 16, 384), "image_grid_thw": [[1, 4, 4]] * 2},
@@ -676,7 +660,7 @@ INPUTS: dict[str, Any] = {
         "image": {"pixel_values": (2, 36, 192), "image_position_ids": lambda maker: maker.places(6)},
         "audio": {"input_features": (2, 64, 32), "input_features_mask": true(2, 64)},
     },
-    **{name: SERIES_INPUT for name in ("autoformer", "informer", "time_series_transformer")},
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), SERIES_INPUT),
     "lightglue": PAIR,
     "superglue": PAIR,
     "audio-spectrogram-transformer": {"input_values": (2, 40, 24)},
@@ -706,6 +690,7 @@ NOT_BUILDABLE: dict[str, str] = {
             "edgetam",
             "edgetam_vision_model",
             "fast_vlm",
+            "omdet-turbo",
             "gemma3n",
             "perception_lm",
             "pe_video",
@@ -721,6 +706,8 @@ NOT_BUILDABLE: dict[str, str] = {
     "esmfold2": "special inputs: a protein's atoms",
     "jev": "special inputs: marks of questions in the text",
     "qwen2_5_omni_dit": "special inputs: the states of three models",
+    "gemma4_assistant": "its config validators contradict each other",
+    "gemma4_unified_assistant": "its config validators contradict each other",
     "blt_local_encoder": "special inputs: bytes grouped by another model",
     "blt_local_decoder": "special inputs: bytes grouped by another model",
     "qwen2_5_omni_token2wav": "special inputs: the states of three models",
