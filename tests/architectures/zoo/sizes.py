@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from zoo.overrides import CONFIGS
+from zoo.overrides_configs import CONFIGS
 
 DEPTH = 5
 DECODER_DEPTH = 4
@@ -69,6 +69,7 @@ is_width = matches(
 is_positions = matches(
     r"(max_\w*position\w*|n_positions|max_(source|target)_positions|^n_ctx|max_seq_len|max_pos_emb|max_sequence_length|context_size|max_speech_positions|max_text_positions|\w*max_position\w*|num_position_embeddings|max_text_len(gth)?|seq_len)$"
 )
+is_image = matches(r"^(image_size|input_size|pretrain_image_size|img_size|crop_size)$")
 is_drop = matches(r"(drop|layerdrop|stochastic_depth)")
 is_index_list = matches(
     r"^(mlp_only_layers|attn_layer_indices|\w*attn_ind(ex|ic)es|fullatt_block_indexes|window_block_ind(ices|exes)|cross_attention_layers"
@@ -89,57 +90,60 @@ class TokenIds:
         return self.known.setdefault(name, len(self.known) + 2)
 
 
+def at_most(limit: int) -> Callable[[int], int]:
+    return lambda value: min(value, limit)
+
+
+RULES: tuple[tuple[Callable[[str], Any], Callable[[int], int]], ...] = (
+    (matches(r"type_vocab_size$"), at_most(4)),
+    (is_vocabulary, at_most(VOCABULARY)),
+    (is_top_k, at_most(2)),
+    (is_experts, at_most(4)),
+    (matches(r"^(n_group|topk_group|num_expert_group|o_groups)$"), lambda value: 1),
+    (matches(r"shared_experts?$|^n_shared"), at_most(1)),
+    (is_kv_heads, at_most(2)),
+    (is_head_width, at_most(HEAD_WIDTH)),
+    (is_heads, at_most(HEADS)),
+    (is_rank, at_most(HEAD_WIDTH)),
+    (is_feed_forward, at_most(FEED_FORWARD)),
+    (matches(r"^max_source_positions$"), at_most(16)),
+    (is_positions, at_most(128)),
+    (is_width, at_most(WIDTH)),
+    (matches(r"^window_size$"), lambda value: 16 if value > 32 else min(value, 2)),
+    (matches(r"^patch_size$"), at_most(8)),
+    (matches(r"^(d_state|ssm_state_size|state_size|mamba_d_state)$"), at_most(8)),
+    (matches(r"^(mamba_)?(chunk_size)$"), at_most(8)),
+    (matches(r"^num_mel_bins$|^n_mels$|^num_mel_bins"), at_most(16)),
+    (matches(r"^(sliding_window\w*|attention_window|local_attention)$"), at_most(8)),
+    (matches(r"^(num_queries|num_query_tokens|num_detection_tokens|num_latents)$"), at_most(6)),
+    (matches(r"^(mm_tokens_per_image)$"), at_most(4)),
+    (matches(r"^(num_frames|frames_per_clip)$"), at_most(4)),
+    (matches(r"^(first_k_dense_replace|num_dense_layers)$"), lambda value: 1),
+    (matches(r"^num_kv_shared_layers$"), at_most(2)),
+    (matches(r"^num_filters$"), at_most(4)),
+    (matches(r"^base_channels$|^num_pos_feats$"), at_most(16)),
+    (matches(r"^num_conv_pos_embeddings$"), at_most(8)),
+    (matches(r"^num_conv_pos_embedding_groups$"), at_most(2)),
+    (matches(r"^index_topk$"), at_most(4)),
+    (
+        matches(r"^(upsample_initial_channel|speech_decoder_postnet_units|speech_decoder_prenet_units)$"),
+        at_most(WIDTH),
+    ),
+    (matches(r"^upsample_groups$"), at_most(WIDTH)),
+    (matches(r"_channels$|channels_\w+$"), at_most(WIDTH)),
+)
+"""What the name of an int field says -> its tiny value; the first that fits counts."""
+
+
 def shrink_number(name: str, value: int, tokens: TokenIds, big_image: bool) -> int:
-    """What the int field `name` becomes, by the first rule that knows it."""
-    rules: list[tuple[Callable[[str], Any], Callable[[], int]]] = [
-        (is_token, lambda: tokens(name)),
-        (matches(r"type_vocab_size$"), lambda: min(value, 4)),
-        (is_vocabulary, lambda: min(value, VOCABULARY)),
-        (is_top_k, lambda: min(value, 2)),
-        (is_experts, lambda: min(value, 4)),
-        (matches(r"^(n_group|topk_group|num_expert_group|o_groups)$"), lambda: 1),
-        (matches(r"shared_experts?$|^n_shared"), lambda: min(value, 1)),
-        (is_no_depth, lambda: value),
-        (is_depth, lambda: shrink_depth(name, value)),
-        (is_kv_heads, lambda: min(value, 2)),
-        (is_head_width, lambda: min(value, HEAD_WIDTH)),
-        (is_heads, lambda: min(value, HEADS)),
-        (is_rank, lambda: min(value, HEAD_WIDTH)),
-        (is_feed_forward, lambda: min(value, FEED_FORWARD)),
-        (matches(r"^max_source_positions$"), lambda: min(value, 16)),
-        (is_positions, lambda: min(value, 128)),
-        (is_width, lambda: min(value, WIDTH)),
-        (
-            matches(r"^(image_size|input_size|pretrain_image_size|img_size|crop_size)$"),
-            lambda: image_side(value, big_image),
-        ),
-        (matches(r"^window_size$"), lambda: 16 if value > 32 else min(value, 2)),
-        (matches(r"^patch_size$"), lambda: 8 if value > 8 else value),
-        (matches(r"^(d_state|ssm_state_size|state_size|mamba_d_state)$"), lambda: min(value, 8)),
-        (matches(r"^(mamba_)?(chunk_size)$"), lambda: min(value, 8)),
-        (matches(r"^num_mel_bins$|^n_mels$|^num_mel_bins"), lambda: min(value, 16)),
-        (matches(r"^(sliding_window\w*|attention_window|local_attention)$"), lambda: min(value, 8)),
-        (matches(r"^(num_queries|num_query_tokens|num_detection_tokens|num_latents)$"), lambda: min(value, 6)),
-        (matches(r"^(mm_tokens_per_image)$"), lambda: min(value, 4)),
-        (matches(r"^(num_frames|frames_per_clip)$"), lambda: min(value, 4)),
-        (matches(r"^(first_k_dense_replace|num_dense_layers)$"), lambda: 1),
-        (matches(r"^num_kv_shared_layers$"), lambda: min(value, 2)),
-        (matches(r"^num_filters$"), lambda: min(value, 4)),
-        (matches(r"^base_channels$|^num_pos_feats$"), lambda: min(value, 16)),
-        (matches(r"^num_conv_pos_embeddings$"), lambda: min(value, 8)),
-        (matches(r"^num_conv_pos_embedding_groups$"), lambda: min(value, 2)),
-        (matches(r"^index_topk$"), lambda: min(value, 4)),
-        (
-            matches(r"^(upsample_initial_channel|speech_decoder_postnet_units|speech_decoder_prenet_units)$"),
-            lambda: min(value, 32),
-        ),
-        (matches(r"^upsample_groups$"), lambda: min(value, WIDTH)),
-        (matches(r"_channels$|channels_\w+$"), lambda: min(value, WIDTH)),
-    ]
-    for known, rule in rules:
-        if known(name):
-            return rule()
-    return value
+    """What the int field `name` becomes; what no rule knows stays."""
+    if is_token(name):
+        return tokens(name)
+    if is_depth(name) and not is_no_depth(name):
+        return shrink_depth(name, value)
+    if is_image(name):
+        return image_side(value, big_image)
+    return next((shrink(value) for fits, shrink in RULES if fits(name)), value)
 
 
 def shrink_depth(name: str, value: int) -> int:
@@ -343,7 +347,7 @@ def shrink_numbers(name: str, value: Sequence[int], tokens: TokenIds, big_image:
         return [tokens(f"{name}_{place}") for place in range(len(value))]
     if matches(r"^(depths|block_sizes|num_block_repeats|stage_num_blocks|num_blocks|n_attn_blocks|layers)$")(name):
         return shrink_stages(value)
-    if matches(r"^(image_size|input_size|img_size)$")(name):
+    if is_image(name):
         return [image_side(side, big_image) for side in value]
     if name == "patch_size":
         return [8 if side > 8 else side for side in value]
