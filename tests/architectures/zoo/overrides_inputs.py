@@ -94,6 +94,8 @@ INPUTS: dict[str, Any] = {
         "audio": {"input_features": (2, 64, 32), "input_features_mask": true(2, 64)},
     },
     "emu3": {"image": {"pixel_values": (2, 3, 32, 32), "image_sizes": [[32, 32]] * 2}},
+    "EvollaModel": {"protein_input_ids": whole(20, 2, 9), "protein_attention_mask": ones(2, 9)},
+    "evolla": {"protein_input_ids": whole(20, 2, 9), "protein_attention_mask": ones(2, 9)},
     "fastspeech2_conformer_hifigan": {"spectrogram": (2, 12, 80)},
     "florence_vision": {"hidden_states": (2, 3, 64, 64)},
     "fun_asr_nano": {"audio": {"input_features": (2, 30, 112), "input_features_mask": ones(2, 30)}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -94,7 +95,10 @@ def get_auto_model(auto_class: str, config_class: type[PreTrainedConfig]) -> typ
 
 def find_auto_class(model_class: type[PreTrainedModel], config_class: type[PreTrainedConfig]) -> str | None:
     for auto_class in ("AutoModelForCausalLM", *AUTO_CLASSES):
-        if get_auto_model(auto_class, config_class) is model_class:
+        if auto_class == "AutoBackbone":  # does not load from a folder
+            continue
+        known = config_class in getattr(transformers, auto_class)._model_mapping
+        if known and get_auto_model(auto_class, config_class) is model_class:
             return auto_class
     return None
 
@@ -151,12 +155,18 @@ def is_unimplemented(model_class: type[PreTrainedModel]) -> bool:
     return model_class.forward is torch.nn.Module.forward
 
 
+def is_recomputed(model: PreTrainedModel, name: str) -> bool:
+    """Whether a checkpoint leaves the parameter out: it is a formula, such as sinusoidal positions."""
+    return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_save or ())
+
+
 def randomize_(model: PreTrainedModel, seed: int) -> None:
     """No two parameters alike: fresh norms and biases are ones and zeros, which would hide a mix-up."""
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
+        recomputed = {name for name, _ in model.named_parameters() if is_recomputed(model, name)}
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point() and name not in recomputed:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
         for module in model.modules():
             for name, low in (("running_mean", -0.1), ("running_var", 0.9)):
