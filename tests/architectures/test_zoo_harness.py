@@ -121,9 +121,9 @@ class NoUndo(BrokenEdit):
 class WrongSum(BrokenEdit):
     """One number more is said to go than goes."""
 
-    @property
-    def num_removed_parameters(self) -> int:
-        return super().num_removed_parameters + 1
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.num_removed_parameters += 1
 
     def spoil(self) -> None:
         pass

@@ -129,7 +129,7 @@ def _remarks(row: Result) -> str:
     if row.get("reason"):
         parts.append(row["reason"])
     if row["status"] in ("refused", "none"):
-        parts += row["refusals"][:2] or [cut["reason"] for cut in row["refused_cuts"][:1]]
+        parts += row["refusals"][:2] or [cut["reason"] for cut in row["refused_cuts"][:1]] or ["no reason given"]
     else:
         parts += [f"left whole: {_find_reason(path, row['refusals'])}" for path in row.get("left_whole", ())[:3]]
     if row["status"] == "right" and row.get("refused_cuts"):
