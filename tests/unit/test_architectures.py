@@ -99,6 +99,7 @@ class ToyModel(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.depth = config.num_layers
+        self.rates = config.frequencies
         if config.kind == "at least four" and config.num_layers < 4:
             raise ValueError("needs four layers")
         length = {"pairs": config.num_layers // 2 * 2, "list": len(config.layer_types or ())}.get(

@@ -21,6 +21,7 @@ from transformers import (
 from hf_mpruner.architectures import examine, find_block_stacks
 from hf_mpruner.architectures.rules import REVIEWED_CODE
 from hf_mpruner.errors import UnsupportedArchitectureError
+from hf_mpruner.surgery import ModelEdit
 
 
 class LoopConfig(PreTrainedConfig):
@@ -135,6 +136,24 @@ class Helper(LoopModel):
         return x
 
 
+class First(LoopModel):
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if not number:
+                x = x + 1
+        return x
+
+
+class Last(LoopModel):
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number == len(self.layers) - 1:
+                x = x + 1
+        return x
+
+
 class Parity(LoopModel):
     block = ParityBlock
 
@@ -147,13 +166,9 @@ def test_indexing_is_no_computation(model_class):
 @pytest.mark.parametrize(
     ("model_class", "code"),
     [
-        (Midpoint, r"Midpoint\.forward: number == self\.depth // 2"),
         (ScaledByCount, r"ScaledByCount\.forward: super\(\)\.forward\(x\) / self\.depth"),
         (ScaledByLength, r"ScaledByLength\.forward: super\(\)\.forward\(x\) \* len\(self\.layers\)"),
         (ScaledByConfig, r"ScaledByConfig\.forward: x \*\* self\.config\.num_hidden_layers"),
-        (Range, r"Range\.forward: number in \(0, self\.config\.tap\)"),
-        (Helper, r"Helper\.run: number % 2"),
-        (Parity, r"ParityBlock\.shift: self\.layer_idx % 2"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -170,6 +185,61 @@ def test_branches_are_no_stack(model_class):
     )
     with pytest.raises(UnsupportedArchitectureError, match=message):
         find_block_stacks(model_class(LoopConfig()))
+
+
+@pytest.mark.parametrize(
+    ("model_class", "prunable", "period", "code"),
+    [
+        (Midpoint, (0, 1), 1, "Midpoint.forward: number == self.depth // 2"),
+        (Range, (2, 3), 1, "Range.forward: number in (0, self.config.tap)"),
+        (Helper, (0, 1, 2, 3), 2, "Helper.run: number % 2"),
+        (Parity, (0, 1, 2, 3), 2, "ParityBlock.shift: self.layer_idx % 2"),
+        (First, (1, 2, 3), 1, "First.forward: not number"),
+        (Last, (0, 1, 2), 1, "Last.forward: number == len(self.layers) - 1"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_code_does_to_a_layer_does_not_change(model_class, prunable, period, code):
+    torch.manual_seed(0)
+    model = model_class(LoopConfig()).eval()
+    (stack,) = find_block_stacks(model)
+    assert (stack.prunable, stack.period) == (prunable, period)
+    assert [find.text for find in stack.code] == [code]
+    assert any(code in reason for reason in [*stack.pinned.values(), stack.period_reason])
+    removed = stack.removable(prunable[:period])
+    assert removed
+    x = torch.randn(3, 2)
+    keep = dict(enumerate(model.layers))
+    for layer in removed:
+        keep[layer].forward = lambda x: x
+    expected = model(x)
+    for layer in removed:
+        del keep[layer].forward
+    ModelEdit(model, {"layers": [layer for layer in range(4) if layer not in removed]}).apply()
+    assert torch.equal(model(x), expected)
+
+
+def test_a_cut_that_moves_what_code_does_is_refused():
+    message = r"gives True instead of False for layer 1: Midpoint\.forward: number == self\.depth // 2"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        ModelEdit(Midpoint(LoopConfig()), {"layers": [0, 1, 2]})
+    with pytest.raises(UnsupportedArchitectureError, match=r"run for layer 2 would be run no more: Midpoint"):
+        ModelEdit(Midpoint(LoopConfig()), {"layers": [0]})
+
+
+class Numbered(LoopBlock):
+    def __init__(self, number):
+        super().__init__(number)
+        self.register_buffer("decay", torch.tensor(0.5**number), persistent=False)
+
+
+def test_a_buffer_of_the_layers_number_that_no_checkpoint_holds_is_refused():
+    class Decaying(LoopModel):
+        block = Numbered
+
+    message = "'layers': decay differs from layer to layer, and no checkpoint holds it"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        find_block_stacks(Decaying(LoopConfig()))
 
 
 def test_reviewed_code_is_harmless_until_the_config_switches_it_on():
@@ -193,9 +263,9 @@ def test_every_review_states_its_reason():
 def test_the_middle_of_an_encoder_does_not_move():
     with torch.device("meta"):
         model = GraniteSpeechForConditionalGeneration(GraniteSpeechConfig())
-    found = examine(model)
-    assert "model.encoder.layers" not in {stack.path for stack in found.stacks}
-    assert any("GraniteSpeechCTCEncoder.forward: idx == self.num_layers // 2" in reason for reason in found.refusals)
+    stack = next(stack for stack in examine(model).stacks if stack.path == "model.encoder.layers")
+    assert (stack.depth, stack.prunable) == (10, (0, 1, 2, 3))  # the middle, the fifth of 10, is the fourth of 9
+    assert "GraniteSpeechCTCEncoder.forward: idx == self.num_layers // 2" in stack.pinned[6]
 
 
 def test_the_first_block_of_a_stage_stays():

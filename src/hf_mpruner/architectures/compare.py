@@ -11,7 +11,14 @@ from typing import Any
 
 from .edits import Comparison, Difference, ModuleMove, TensorSlice, ValueEdit
 from .reference import ABSENT, ModuleDescription
-from .rules import FIRST_BLOCK_MODULES, LAYER_AXES, LAYER_REFERENCES, POSITION_ATTRIBUTES, STOCHASTIC_DEPTH
+from .rules import (
+    BLOCK_COUNTS,
+    FIRST_BLOCK_MODULES,
+    LAYER_AXES,
+    LAYER_REFERENCES,
+    POSITION_ATTRIBUTES,
+    STOCHASTIC_DEPTH,
+)
 from .stack import StackCut
 
 _SEVERITY = {"lacks": 0, "extra": 1, "shape": 2, "class": 3, "value": 4}
@@ -52,7 +59,9 @@ def compare_builds(
             for tensor, shape in (after.tensors or {"": None}).items():
                 matcher.differ("lacks", place, tensor, None, shape)
     for path, place, before, after in pairs:
-        matcher.compare(path, place, before, after)
+        matcher.compare_tensors(path, place, before, after)
+    for path, place, before, after in pairs:
+        matcher.compare_values(path, place, before, after)
     found = matcher.found
     found.differences.sort(key=lambda one: (_SEVERITY[one.kind], one.old is one.new))
     return found
@@ -89,6 +98,7 @@ class _Matcher:
         self.cuts = cuts
         self.rewritten = rewritten
         self.found = Comparison()
+        self.widths: list[tuple[str, tuple[int, int]]] = []
 
     def differ(self, kind: str, place: tuple[str, int, str], name: str, old: Any, new: Any) -> None:
         stack, layer, inner = place
@@ -107,19 +117,34 @@ class _Matcher:
             self.found.moves.append(ModuleMove(source, f"{stack}.{layer}.{name}"))
         return True
 
-    def compare(
+    def compare_tensors(
         self, path: str, place: tuple[str, int, str], before: ModuleDescription, after: ModuleDescription
     ) -> None:
-        """Compare one module that is not equal in the two builds."""
-        outside = place[1] < 0
-        training_only = path.rpartition(".")[2] in STOCHASTIC_DEPTH and not before.tensors and not after.tensors
+        """Compare the tensors of one module that is not equal in the two builds."""
+        if self._is_training_only(path, before, after) or self._only_lost(place, before, after):
+            return
+        for name in {**before.tensors, **after.tensors}:
+            a, b = before.tensors.get(name), after.tensors.get(name)
+            if a == b:
+                continue
+            part = _slice_of(path, name, a, b, self.cuts) if a and b and place[1] < 0 else None
+            if part is not None and a and b:
+                self.found.slices.append(part)
+                self.widths.append((path, (a[part.axis], b[part.axis])))
+            else:
+                self.differ("lacks" if a is None else "extra" if b is None else "shape", place, name, a, b)
+
+    def compare_values(
+        self, path: str, place: tuple[str, int, str], before: ModuleDescription, after: ModuleDescription
+    ) -> None:
+        """Compare the class and the plain attributes of one module."""
+        training_only = self._is_training_only(path, before, after)
         if training_only and before.kind != after.kind:
             self.found.swaps.append(path)
             return
-        if outside and before.kind == after.kind and before.computed and _holds_less(before, after):
+        if self._only_lost(place, before, after):
             self.found.values += _follow(path, before, after)
             return
-        widths = self._compare_tensors(path, place, before, after)
         if before.kind != after.kind:
             kinds = (kind.rpartition(".")[2] for kind in (before.kind, after.kind))
             self.differ("class", place, "", *kinds)
@@ -127,10 +152,19 @@ class _Matcher:
             a, b = before.values.get(name, ABSENT), after.values.get(name, ABSENT)
             if a == b:
                 continue
-            if (a, b) in widths or training_only or self._follows(path, place, name, a, b):
+            # the module that owns a tensor with room for every layer, and those around it, know its width
+            width = any(owner.startswith(path) and (a, b) == pair for owner, pair in self.widths)
+            if width or training_only or self._follows(path, place, name, a, b):
                 self.found.values.append(ValueEdit(path, name, a, b))
             else:
                 self.differ("value", place, name, a, b)
+
+    def _is_training_only(self, path: str, before: ModuleDescription, after: ModuleDescription) -> bool:
+        return path.rpartition(".")[2] in STOCHASTIC_DEPTH and not before.tensors and not after.tensors
+
+    def _only_lost(self, place: tuple[str, int, str], before: ModuleDescription, after: ModuleDescription) -> bool:
+        """Whether this is a computed module outside the blocks that has fewer entries now."""
+        return place[1] < 0 and before.kind == after.kind and before.computed and _holds_less(before, after)
 
     def _follows(self, path: str, place: tuple[str, int, str], name: str, old: Any, new: Any) -> bool:
         """Whether it is clear why an attribute is another in the new build, so that it may be written."""
@@ -140,6 +174,8 @@ class _Matcher:
             return math.isclose(old, new, rel_tol=1e-12)  # a constant of the depth, computed from a rewritten value
         if place[1] < 0:
             return (old, new) in self.rewritten or _follows_count(old, new, self.cuts)
+        if name in BLOCK_COUNTS and (old, new) == (self.cuts[place[0]].depth, len(self.cuts[place[0]].kept)):
+            return True
         if name in LAYER_REFERENCES:
             kept = self.cuts[place[0]].kept
             return old in kept and bool(new == kept.index(old))
@@ -147,23 +183,6 @@ class _Matcher:
             return True
         flags = {flag: owned for owned, (flag, _) in FIRST_BLOCK_MODULES.items()}
         return name in flags and any(move.target == f"{path}.{flags[name]}" for move in self.found.moves)
-
-    def _compare_tensors(
-        self, path: str, place: tuple[str, int, str], before: ModuleDescription, after: ModuleDescription
-    ) -> list[tuple[int, int]]:
-        """Find tensors that differ; returns the widths, old and new, of those that are cut by layers."""
-        widths: list[tuple[int, int]] = []
-        for name in {**before.tensors, **after.tensors}:
-            a, b = before.tensors.get(name), after.tensors.get(name)
-            if a == b:
-                continue
-            part = _slice_of(path, name, a, b, self.cuts) if a and b and place[1] < 0 else None
-            if part is not None and a and b:
-                self.found.slices.append(part)
-                widths.append((a[part.axis], b[part.axis]))
-            else:
-                self.differ("lacks" if a is None else "extra" if b is None else "shape", place, name, a, b)
-        return widths
 
 
 def _slice_of(
@@ -222,6 +241,8 @@ def _follows_count(old: Any, new: Any, cuts: Mapping[str, StackCut]) -> bool:
     """Whether an attribute outside the blocks follows a cut: a copy of the count, alone or in a list, or a list by layer."""
     if type(old) is int and type(new) is int:
         return any(old - cut.depth == new - len(cut.kept) and old - cut.depth in (-1, 0, 1) for cut in cuts.values())
+    if isinstance(old, frozenset):  # of layer numbers
+        return any(new == {cut.kept.index(layer) for layer in old if layer in cut.kept} for cut in cuts.values())
     if not isinstance(old, tuple) or not isinstance(new, tuple):
         return False
     for cut in cuts.values():  # one entry for each layer, or for each hidden state

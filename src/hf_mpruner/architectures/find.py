@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -11,12 +13,13 @@ from transformers import PreTrainedConfig
 
 from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint, make_blueprint
+from .buffers import find_numbered_buffer
 from .follow import find_follows
 from .order import find_side_by_side
 from .pins import pin_stack
 from .reference import config_nodes, describe_modules
 from .rewrite import shorten_config
-from .rules import FOLLOWS, STAGE_LISTS, UNRELATED_LISTS
+from .rules import FOLLOWS, NO_BLOCKS, STAGE_LISTS, UNRELATED_LISTS
 from .source import find_position_code
 from .stack import BlockStack, ConfigField, Follower, FollowingField
 
@@ -92,9 +95,14 @@ def examine(model: nn.Module) -> Examination:
             if trial is not None and trial[0].path not in stacks:
                 stack, without_last = trial
                 _check_config_lists(blueprint, lengths, stack)
+                buffer = find_numbered_buffer(model, stack.path)
+                if buffer:
+                    raise UnsupportedArchitectureError(
+                        f"{stack.path!r}: {buffer} differs from layer to layer, and no checkpoint holds it"
+                    )
                 shorter = describe_modules(without_last)
-                by_code = find_position_code(blueprint, stack, shorter)
-                stacks[stack.path] = pin_stack(blueprint, stack, shorter, by_code)
+                code, given = find_position_code(blueprint, stack, shorter)
+                stacks[stack.path] = pin_stack(blueprint, replace(stack, code=code), shorter, given)
         except UnsupportedArchitectureError as error:
             refusals.append(str(error))
     taken = [*stacks, *(follower.path for stack in stacks.values() for follower in stack.followers)]
@@ -171,6 +179,10 @@ def _experiment(
         return None
     if all(follow.field != field for follow in follows) and _moves_alone(blueprint, lengths, follows, depth, moved):
         return None  # a list of this length is the count, and has its own turn
+    if field.name in NO_BLOCKS:
+        raise UnsupportedArchitectureError(
+            f"{', '.join(map(repr, moved))}: config.{field} counts no blocks in a row: {NO_BLOCKS[field.name]}"
+        )
     stages = [
         n for n, v in vars(config_nodes(blueprint.config)[field.node]).items() if n in STAGE_LISTS and _has(v, depth)
     ]
@@ -281,12 +293,24 @@ def _decides_other_list(
     blueprint: Blueprint, lengths: Mapping[str, int], field: ConfigField, stack: BlockStack
 ) -> bool:
     """Whether a config list is as long as the stack by chance: it is the length of another list, or cannot change."""
+    if not any(re.search(rf"\b{field.name}\b", source) for source in _sources(blueprint.reference)):
+        return True  # nothing in this model reads it
     alone = FollowingField(field, "entries")
     built = _build_shorter(blueprint, field, stack.depth, (alone,))
     if isinstance(built, str):  # so it goes with something else; the proof has built the shorter stack without it
         return True
     moved = _moved(lengths, built)
     return bool(moved) and stack.path not in moved
+
+
+def _sources(model: nn.Module) -> Iterator[str]:
+    """Source of the classes that a model is made of."""
+    for kind in {type(module) for module in model.modules()}:
+        if not kind.__module__.startswith("torch."):
+            try:
+                yield inspect.getsource(kind)
+            except (OSError, TypeError):
+                continue
 
 
 def _counts_without_list(config: PreTrainedConfig, lengths: Mapping[str, int]) -> Iterator[str]:

@@ -59,7 +59,11 @@ def _fits(kind: str, raw: Mapping[str, Any], name: str, depth: int) -> bool:
             return is_list and len(value) == depth + 1
         case "indices":
             return bool(value) and is_list
-        case "outputs" | "inputs" | "hidden_states":
+        case "layer":
+            return type(value) is int and 0 <= value < depth
+        case "outputs":
+            return (type(value) is int and value >= 0) or (is_list and bool(value))
+        case "inputs" | "hidden_states":
             return type(value) is int or (is_list and bool(value))
         case "cycle" | "patterns":
             return bool(value) and is_list

@@ -12,7 +12,8 @@ from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint
 from .compare import compare_builds
 from .edits import Difference
-from .reference import ModuleDescription, describe_modules, plain
+from .position import Build, find_position_fault
+from .reference import ModuleDescription, config_nodes, describe_modules, plain
 from .rewrite import diff_configs, facts_of_layer, rewritten_values, shorten_config
 from .rules import POSITION_ATTRIBUTES, STOCHASTIC_DEPTH
 from .stack import BlockStack, cuts_of
@@ -133,7 +134,12 @@ class _Trials:
         cuts = cuts_of([self.stack], {self.stack.path: kept})
         rewritten = rewritten_values(self.blueprint.config, config)
         differences = compare_builds(self.blueprint.modules, build, cuts, rewritten).differences
-        return differences[0] if differences else None
+        if differences:
+            return differences[0]
+        node = self.stack.count.node
+        before = Build(self.blueprint.modules, config_nodes(self.blueprint.config)[node])
+        after = Build(build, config_nodes(config)[node])
+        return find_position_fault(self.stack.code, kept, self.stack.depth, before, after)
 
     def _config_without(self, removed: tuple[int, ...]) -> PreTrainedConfig | str:
         kept = [layer for layer in range(self.stack.depth) if layer not in removed]
@@ -158,6 +164,8 @@ class _Trials:
             for path, module in self.blueprint.modules.items()
             if path == prefix or path.startswith(f"{prefix}.")
         ]
+        if self.stack.code:  # code may treat each number in its own way
+            return layer
         facts = [plain(fact) for fact in facts_of_layer(self.blueprint.config, self.stack.follows, layer)]
         return modules, facts
 

@@ -15,6 +15,7 @@ from .compare import compare_builds, renumber
 from .edits import ModuleMove, TensorSlice, ValueEdit
 from .find import Examination
 from .generation import find_cache_problem
+from .position import Build, find_position_fault
 from .reference import ABSENT, config_nodes, describe_modules
 from .rewrite import diff_configs, rewritten_values, shorten_config
 from .rules import GENERATION_PAIRS, POSITION_ATTRIBUTES
@@ -87,7 +88,8 @@ def prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Seq
     config = shorten_config(blueprint.config, found.stacks, kept)
     shortened = blueprint.rebuild(config)
     rewritten = rewritten_values(blueprint.config, config)
-    compared = compare_builds(blueprint.modules, describe_modules(shortened), cuts, rewritten)
+    modules = describe_modules(shortened)
+    compared = compare_builds(blueprint.modules, modules, cuts, rewritten)
     if compared.differences:
         stacks = " and ".join(f"{path!r} to layers {list(cut.kept)}" for path, cut in stack_cuts.items())
         more = len(compared.differences) - 1
@@ -96,6 +98,15 @@ def prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Seq
             + (f" (and {more} more differences)" if more else "")
             + ". The model was not changed. find_block_stacks(model) says which layers are pinned, and why."
         )
+    for stack in found.stacks:
+        if stack.path in kept:
+            before = Build(blueprint.modules, config_nodes(blueprint.config)[stack.count.node])
+            after = Build(modules, config_nodes(config)[stack.count.node])
+            fault = find_position_fault(stack.code, kept[stack.path], stack.depth, before, after)
+            if fault:
+                raise UnsupportedArchitectureError(
+                    f"{blueprint.name}: cutting {stack.path!r} to layers {list(kept[stack.path])}: {fault}"
+                )
     _check_sharing(model, blueprint, shortened, cuts, compared.moves)
     configs = (*_config_edits(model, blueprint, shortened, cuts), *_generation_edits(model, found.stacks, cuts))
     return CutProof(

@@ -98,6 +98,8 @@ FOLLOWS: Mapping[str, Follow] = {
     ),
     "block_types": Follow("cycle", "kind of mixer of each layer, repeated over the layers"),
     "attention_types": Follow("patterns", "runs of kinds of attention (gpt_neo): [[kinds, repeats], ...]"),
+    "insert_layer_id": Follow("outputs", "layer after which the tokens are merged"),
+    "merge_index": Follow("layer", "layer before which prompt and image are merged (seggpt)"),
     "out_indices": Follow("inputs", "hidden states that a segmentation head reads, counted from one"),
     "indexer_types": Follow("producers", "kind of sparse-attention indexer of each layer, or that it shares one"),
     "kv_source_layers": Follow("sources", "for each layer, the layer whose keys it uses"),
@@ -116,6 +118,7 @@ TAPS: Mapping[str, Tap] = {
     "vision_feature_layers": Tap("vision", "hidden_states", "the hidden states of the vision tower that are read"),
     "audio_feature_layer": Tap("audio", "hidden_states", "the hidden state of the audio tower that is read"),
     "extract_layers": Tap("vision", "outputs", "layers of the vision tower whose output is read"),
+    "insert_layer_id": Tap("vision", "outputs", "layer of the vision tower after which the tokens are merged"),
     "deepstack_layer_map": Tap("", "layer_map", "[hidden state of the vision tower, layer of the text model] pairs"),
 }
 """Values of an enclosing or neighbouring config that point into a tower."""
@@ -151,11 +154,24 @@ POSITION_ATTRIBUTES: Mapping[str, str] = {
     "cache_key": "address of the block in the padding cache of streaming convolutions",
     "layer_dic": "which adapters of a shared block a layer uses, by layer number (zamba2)",
     "_keys_to_ignore_on_load_unexpected": "names of weights that only other layers have, with their numbers (gemma3n)",
+    "all_tied_weights_keys": "names of tied weights, with the layers' numbers in them",
     "_tied_weights_keys": "names of tied weights, with the layers' numbers in them (zamba2)",
     "first_kv_shared_layer_idx": "where the layers begin that reuse keys (gemma3n, gemma4)",
     "layer_num": "address of the layer in the key-value cache (blip)",
 }
 """Attributes that hold where a module is: renumbered after a cut, never a reason to refuse it."""
+
+BLOCK_COUNTS: Mapping[str, str] = dict.fromkeys(
+    ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth", "total_layers"),
+    "copy of the number of layers in a block; code that computes with it as it runs is found, buffers made of it too",
+)
+"""Attributes of blocks that may hold the number of layers."""
+
+NO_BLOCKS: Mapping[str, str] = {
+    "num_upscale_blocks": "each doubles the resolution",
+    "group_detr": "groups of queries",
+}
+"""Counts of things that are no blocks in a row, though each has a list of its own."""
 
 LAYER_REFERENCES: Mapping[str, str] = {
     "kv_shared_layer_index": "number of the layer whose keys and values this one uses",
@@ -197,6 +213,18 @@ REVIEWED_CODE: Mapping[str, Reviewed] = {
     "DebertaV2Encoder.forward: i == 0": Reviewed(
         "a convolution over the output of the first layer, where the config asks for one", "conv_kernel_size", 1
     ),
+    "*.forward: layer_index == insert_layer_id": Reviewed("a tap, which follows"),
+    "*.forward: len(past_buckets_states) > self.layer_idx": Reviewed(
+        "whether the cache has an entry for the layer yet"
+    ),
+    **{
+        f"ReformerAttention.forward: len(past_buckets_states.{cache}) <= self.layer_id": Reviewed(
+            "whether the cache has an entry for the layer yet"
+        )
+        for cache in ("states_cache", "buckets_cache")
+    },
+    "SEWDTransformerEncoder.forward: i + 1": Reviewed("index into inputs given as a list, which no class does"),
+    "SEWDTransformerEncoder.forward: i + 1 < len(self.layer)": Reviewed("guard of the index above"),
     "DebertaV2Encoder.forward: i + 1": Reviewed(
         "index into inputs given as a list, which no class of the family does"
     ),
@@ -211,7 +239,6 @@ REVIEWED_CODE: Mapping[str, Reviewed] = {
         "scale_attn_by_inverse_layer_idx",
         ALL,
     ),
-    "RwkvBlock.forward: self.layer_id == 0": Reviewed("the first block has a norm of its own, and is pinned by it"),
     "RwkvModel.forward: (idx + 1) % self.config.rescale_every == 0": Reviewed(
         "hidden states halved every few layers, and weights with them, where the config asks for it",
         "rescale_every",
@@ -226,11 +253,11 @@ REVIEWED_CODE: Mapping[str, Reviewed] = {
     "Granite4VisionTextModel.forward: layer_idx in deepstack_features": Reviewed(
         "features of the vision tower are added where deepstack_layer_map says, which follows"
     ),
-    "GraniteDoclingTextModel.forward: layer_idx < len(deepstack_visual_embeds)": Reviewed(
+    "*.forward: layer_idx < len(deepstack_visual_embeds)": Reviewed(
         "features of the vision tower are added after the first layers", "", "deepstack_visual_indexes"
     ),
-    "Qwen3VLTextModel.forward: layer_idx in range(len(deepstack_visual_embeds))": Reviewed(
+    "*.forward: layer_idx in range(len(deepstack_visual_embeds))": Reviewed(
         "features of the vision tower are added after the first layers", "", "deepstack_visual_indexes"
     ),
 }
-"""Code that computes with a layer's number and was read by a person."""
+"""Code that computes with a layer's number and was read by a person; `*` stands for any class."""

@@ -17,58 +17,72 @@ from typing import Any
 
 from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint
+from .position import PositionCode, compile_position
 from .reference import ModuleDescription, config_nodes
-from .rules import ALL, FOLLOWS, POSITION_ATTRIBUTES, REVIEWED_CODE
+from .rules import ALL, BLOCK_COUNTS, FOLLOWS, POSITION_ATTRIBUTES, REVIEWED_CODE
 from .stack import BlockStack
 
+POSITIONS = frozenset(POSITION_ATTRIBUTES)
 # Nothing in these modules knows a particular architecture.
 _COMMON_CODE = ("torch.", "transformers.modeling_utils", "transformers.modeling_layers", "transformers.generation.")
 
 
 def find_position_code(
     blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str, ModuleDescription]
-) -> dict[int, str]:
+) -> tuple[tuple[PositionCode, ...], dict[int, str]]:
     """Find code that computes with the number of a layer of a stack, or with the number of layers.
 
     Args:
         blueprint (`Blueprint`): the model rebuilt from its config.
         stack (`BlockStack`): the stack in question.
-        without_last (`Mapping[str, ModuleDescription]`): description of the build without the stack's last layer.
+        without_last (`Mapping[str, ModuleDescription]`): description of the build with one block fewer.
 
     Returns:
-        `dict[int, str]`: layers that must stay because of code that was read by a person, each with the reason.
+        `tuple[tuple[PositionCode, ...], dict[int, str]]`: expressions that every cut must leave as they are for the
+        layers that stay; and layers that must stay because of code that was read by a person, each with the reason.
 
     Raises:
-        UnsupportedArchitectureError: there is such code that nobody read, or that depends on every layer's number,
-            with class, method and expression of the first find.
+        UnsupportedArchitectureError: there is such code that nobody read and that cannot be evaluated, with class,
+            method and expression of the first find.
     """
+    codes: list[PositionCode] = []
     pinned: dict[int, str] = {}
-    for find in _finds(blueprint, stack, without_last):
-        known = REVIEWED_CODE.get(find)
+    for text, code in _finds(blueprint, stack, without_last):
+        known = REVIEWED_CODE.get(text) or REVIEWED_CODE.get(f"*{text[text.index('.') :]}")
         if known is not None and known.switch and not _setting(blueprint, known.switch):
             continue
-        if known is None or known.pins == ALL:
+        if known is not None and known.pins != ALL:
+            pinned |= dict.fromkeys(range(_number(blueprint, known.pins)), known.reason)
+        elif code is not None:
+            codes.append(code)
+        else:
             raise UnsupportedArchitectureError(
-                f"{stack.path!r}: the model computes with a layer's number, or with how many there are, as it runs: {find}"
+                f"{stack.path!r}: the model computes with a layer's number, or with how many there are, as it runs: {text}"
                 + (f" ({known.reason})" if known else "")
             )
-        pinned |= dict.fromkeys(range(_number(blueprint, known.pins)), known.reason)
-    return pinned
+    return tuple(dict.fromkeys(codes)), pinned
 
 
-def _finds(blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str, ModuleDescription]) -> Iterator[str]:
+def _finds(
+    blueprint: Blueprint, stack: BlockStack, without_last: Mapping[str, ModuleDescription]
+) -> Iterator[tuple[str, PositionCode | None]]:
+    """Text of each suspicious expression, and the expression itself if it can be evaluated."""
     parts = stack.path.split(".")
     for length in range(len(parts)):
-        path = ".".join(parts[:length])
+        path, inner = ".".join(parts[:length]), ".".join(parts[length:])
         owner: Any = type(blueprint.reference.get_submodule(path))
-        counts = _names_of_count(blueprint, stack) | _count_copies(
-            blueprint.modules[path], without_last[path], stack.depth
-        )
-        yield from _computations(owner, frozenset(counts), ".".join(parts[length:]))
+        copies = _count_copies(blueprint.modules[path], without_last.get(path), stack.depth)
+        counts = frozenset(_names_of_count(blueprint, stack) | copies)
+        for text, expression, counters in _computations(owner, counts, inner):
+            yield text, compile_position(text, path, expression, dict(counters), counts, [f"self.{inner}"])
     for module in blueprint.reference.get_submodule(stack.path).modules():
         positions = frozenset(POSITION_ATTRIBUTES.keys() & vars(module).keys())
+        counts = frozenset(
+            name for name, value in vars(module).items() if name in BLOCK_COUNTS and value == stack.depth
+        )
         kind: Any = type(module)
-        yield from _computations(kind, positions, "") if positions else ()
+        for text, expression, _ in _computations(kind, positions | counts, "") if positions or counts else ():
+            yield text, compile_position(text, None, expression, dict.fromkeys(positions, 0), counts, [])
 
 
 def _setting(blueprint: Blueprint, name: str) -> Any:
@@ -89,18 +103,25 @@ def _names_of_count(blueprint: Blueprint, stack: BlockStack) -> set[str]:
     return {stack.count.name} | {alias for alias, name in aliases.items() if name == stack.count.name}
 
 
-def _count_copies(whole: ModuleDescription, shorter: ModuleDescription, depth: int) -> set[str]:
+def _count_copies(whole: ModuleDescription, shorter: ModuleDescription | None, depth: int) -> set[str]:
     """Attributes of a module that hold the count."""
+    if shorter is None:
+        return set()
     return {n for n, value in whole.values.items() if value == depth and shorter.values.get(n) == depth - 1}
 
 
 @cache
-def _computations(owner: Any, attributes: frozenset[str], path: str) -> tuple[str, ...]:
-    """Arithmetic and comparisons in a class with some attributes, or with the counter of a loop over its list `path`."""
+def _computations(
+    owner: Any, attributes: frozenset[str], path: str
+) -> tuple[tuple[str, ast.expr, tuple[tuple[str, int], ...]], ...]:
+    """Arithmetic and comparisons in a class with some attributes, or with the counter of a loop over its list `path`.
+
+    Each with its text, and with the names that hold a layer's number in it.
+    """
     return tuple(
-        f"{owner.__name__}.{name}: {ast.unparse(expression)}"
+        (f"{owner.__name__}.{name}: {ast.unparse(expression)}", expression, counters)
         for name, tree in running_code(owner).items()
-        for expression in _Suspects(attributes, path).search(tree)
+        for expression, counters in _Suspects(attributes, path).search(tree)
     )
 
 
@@ -138,9 +159,15 @@ class _Suspects:
     def __init__(self, attributes: frozenset[str], path: str) -> None:
         self.attributes = attributes
         self.path = path
+        self.starts: dict[str, int | None] = {}  # where counters begin, None for nobody knows
 
-    def search(self, node: ast.AST, counters: frozenset[str] = frozenset()) -> Iterator[ast.expr]:
-        """Outermost arithmetic expressions and comparisons; `counters` are the names that hold a layer's number."""
+    def search(
+        self, node: ast.AST, counters: frozenset[str] = frozenset()
+    ) -> Iterator[tuple[ast.expr, tuple[tuple[str, int], ...]]]:
+        """Outermost arithmetic expressions and comparisons; `counters` are the names that hold a layer's number.
+
+        Yields each with the counters that count from 0 to the last layer; others make it impossible to evaluate.
+        """
         operands: list[ast.expr] = []
         if isinstance(node, ast.Compare) and _asks_known_list(node):
             return
@@ -148,8 +175,14 @@ class _Suspects:
             operands = [node.left, node.right]
         elif isinstance(node, ast.Compare):
             operands = [node.left, *node.comparators]
+        elif (
+            isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) and self._is_number(node.operand, counters)
+        ):
+            operands = [node.operand]  # `if not idx:`
+        elif isinstance(node, ast.If | ast.IfExp | ast.While) and self._is_number(node.test, counters):
+            yield node.test, self.counting(counters)
         if isinstance(node, ast.expr) and any(self._holds_number(operand, counters) for operand in operands):
-            yield node
+            yield node, self.counting(counters)
             return
         for loop in [node] if isinstance(node, ast.For) else getattr(node, "generators", ()):
             counters = self._inside(loop, counters)
@@ -176,11 +209,25 @@ class _Suspects:
         if not isinstance(loop.iter, ast.Call) or not (counts or any(map(self._is_list, parts))):
             return counters
         target = loop.target
+        start = _first_number(loop.iter)
         if _calls(loop.iter, "enumerate") and isinstance(target, ast.Tuple):
             target = target.elts[0]
         elif not _calls(loop.iter, "range"):
             return counters
-        return counters | {target.id} if isinstance(target, ast.Name) else counters
+        if not isinstance(target, ast.Name):
+            return counters
+        self.starts[target.id] = start
+        return counters | {target.id}
+
+    def counting(self, counters: frozenset[str]) -> tuple[tuple[str, int], ...]:
+        """The counters whose beginning is known, with it."""
+        return tuple((name, start) for name in sorted(counters) if (start := self.starts.get(name)) is not None)
+
+    def _is_number(self, node: ast.expr, counters: frozenset[str]) -> bool:
+        """Whether an expression is a layer's number and nothing else."""
+        return (isinstance(node, ast.Name) and node.id in counters) or (
+            isinstance(node, ast.Attribute) and _is_self(node.value) and node.attr in self.attributes & POSITIONS
+        )
 
     def _is_list(self, node: ast.AST) -> bool:
         """Whether an expression is the list: `self.<path>`, or its last name on something else than `self`."""
@@ -189,6 +236,27 @@ class _Suspects:
         name = ast.unparse(node)
         last = self.path.rpartition(".")[2]
         return name == f"self.{self.path}" or (not name.startswith("self.") and name.endswith(f".{last}"))
+
+
+def _first_number(loop: ast.Call) -> int | None:
+    """Number that a counting loop gives to the first layer, if that is plain to see."""
+    if _has_lower_bound(loop.args[0]):
+        return None
+    if _calls(loop, "enumerate"):
+        given = [*loop.args[1:], *(keyword.value for keyword in loop.keywords)]
+        if not given:
+            return 0
+        return given[0].value if isinstance(given[0], ast.Constant) and type(given[0].value) is int else None
+    return 0 if len(loop.args) == 1 and not loop.keywords else None
+
+
+def _has_lower_bound(node: ast.AST) -> bool:
+    """Whether something is taken from a list from another place on than the first: `layers[1:]`, `reversed(layers)`."""
+    return any(
+        (isinstance(part, ast.Slice) and (part.lower is not None or part.step is not None))
+        or (isinstance(part, ast.Call) and not _calls(part, "zip") and not _calls(part, "len"))
+        for part in ast.walk(node)
+    )
 
 
 def _asks_known_list(node: ast.Compare) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .position import PositionCode
+
 
 @dataclass(frozen=True)
 class ConfigField:
@@ -84,6 +86,7 @@ class BlockStack:
         followers (`tuple[Follower, ...]`): lists of modules that the same config value decides, cut alike.
         pinned (`dict[int, str]`): layers that must stay, each with the reason.
         unprovable (`tuple[int, ...]`): pinned layers that must stay for a reason that no comparison of builds shows.
+        code (`tuple[PositionCode, ...]`): expressions in the model's code that compute with layer numbers.
         period (`int`): layers go in runs of a multiple of this length, or from the end. 1 for nearly all models; 2
             where blocks alternate (shifted windows); the depth itself where only the end can go.
         period_reason (`str`): why the period is not 1.
@@ -97,6 +100,7 @@ class BlockStack:
     followers: tuple[Follower, ...] = ()
     pinned: dict[int, str] = field(default_factory=dict, hash=False)
     unprovable: tuple[int, ...] = ()
+    code: tuple[PositionCode, ...] = field(default=(), repr=False, compare=False)
     period: int = 1
     period_reason: str = ""
 

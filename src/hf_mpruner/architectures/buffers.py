@@ -1,0 +1,40 @@
+"""Buffers that differ from layer to layer and that no checkpoint holds: computed from a layer's number when it is built."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def find_numbered_buffer(model: nn.Module, path: str) -> str | None:
+    """Find a buffer of a block that depends on the block's number, and that reloading would compute anew.
+
+    A build on the meta device has no values to compare, so the layers of the live model are compared with each other.
+
+    Args:
+        model (`nn.Module`): the live one; nothing is found on the meta device.
+        path (`str`): of the stack.
+
+    Returns:
+        `str`: name of the buffer inside the block, or `None`.
+
+    Example:
+        >>> class Block(nn.Module):
+        ...     def __init__(self, number):
+        ...         super().__init__()
+        ...         self.register_buffer("decay", torch.tensor([0.5 ** number]), persistent=False)
+        >>> find_numbered_buffer(nn.ModuleDict({"layers": nn.ModuleList(map(Block, range(2)))}), "layers")
+        'decay'
+    """
+    first: dict[tuple[str, type, torch.Size], torch.Tensor] = {}
+    for block in model.get_submodule(path).children():
+        for inner, module in block.named_modules():
+            for name in module._non_persistent_buffers_set:
+                buffer = module._buffers.get(name)
+                if buffer is None or buffer.is_meta:
+                    continue
+                full = f"{inner}.{name}".strip(".")
+                other = first.setdefault((full, type(module), buffer.shape), buffer)
+                if other is not buffer and not torch.equal(other, buffer.to(other.device)):
+                    return full
+    return None
