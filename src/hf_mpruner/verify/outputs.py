@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ Outputs = dict[str, Tensor]
 # Outputs with an entry for each layer, or summed over the layers: another depth gives others, in a right cut as well.
 _OF_LAYERS = ("hidden_states", "attentions", "intermediate", "auxiliary", "aux_", "router", "loss")
 _EXACT = torch.finfo(torch.float32).eps
-_ROUNDING_32, _ROUNDING_16 = 128, 4
+_ROUNDING_16 = 4
+ROUNDING = 128 * _EXACT
+"""How far sums of 32-bit floats in another order may be apart, relative to the largest value (1.5e-5)."""
 
 
 def run_still(model: nn.Module, inputs: Mapping[str, Any]) -> Outputs:
@@ -57,19 +60,22 @@ def _flatten(value: Any, prefix: str) -> Outputs:
     return found
 
 
-def without_layers(outputs: Outputs) -> Outputs:
-    """Leave out what has an entry for each layer; the first output and last hidden states always count.
+def without_layers(outputs: Outputs, other: Outputs) -> Outputs:
+    """Leave out what has an entry for each layer: known by name, or longer in one of two models than in the other.
 
     Example:
-        >>> list(without_layers({"logits": torch.ones(1), "hidden_states.0": torch.ones(1), "aux_loss": torch.ones(1)}))
+        >>> one = {"logits": torch.ones(1), "maps.0": torch.ones(1), "maps.1": torch.ones(1), "aux_loss": torch.ones(1)}
+        >>> list(without_layers(one, {"logits": torch.ones(1), "maps.0": torch.ones(1)}))
         ['logits']
     """
-    first = next((name for name in outputs if "loss" not in name), None)
-    return {
+    sizes, others = (Counter(name.partition(".")[0] for name in names) for names in (outputs, other))
+    left = {
         name: tensor
         for name, tensor in outputs.items()
-        if name == first or name.endswith("last_hidden_state") or not any(word in name for word in _OF_LAYERS)
+        if name.endswith("last_hidden_state")
+        or (not any(word in name for word in _OF_LAYERS) and sizes[top := name.partition(".")[0]] == others[top])
     }
+    return left or outputs
 
 
 def allowed_error(model: nn.Module) -> float:
@@ -86,7 +92,7 @@ def allowed_error(model: nn.Module) -> float:
     coarsest = max((torch.finfo(parameter.dtype).eps for parameter in floats), default=0.0)
     if coarsest <= _EXACT:
         on_cpu = all(parameter.device.type == "cpu" for parameter in floats)
-        return 0.0 if on_cpu else _ROUNDING_32 * _EXACT
+        return 0.0 if on_cpu else ROUNDING
     return _ROUNDING_16 * coarsest
 
 

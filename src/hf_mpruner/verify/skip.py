@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ def make_skip_reference(
     """Run a model with the blocks skipped that a cut would remove.
 
     A reference is defined where a block takes a tensor first and gives a tensor of the same shape, alone or first of
-    several.
+    several, and where no weights are used between the blocks.
 
     Args:
         model (`nn.Module`): not yet cut, in eval mode; left as it is.
@@ -65,7 +66,7 @@ def make_skip_reference(
     for streams in (False, True):
         visit = _Visit(streams)
         try:
-            with visit.skipping(removed):
+            with visit.skipping(removed), visit.watching(model, kept):
                 outputs = run_still(model, inputs)
         except _NoReferenceError as error:
             reference.doubts.append(str(error))
@@ -80,42 +81,78 @@ def make_skip_reference(
             break
     if len(reference.outputs) > 1:
         reference.doubts.append("a block hands on several tensors, and which of them to skip is not known")
+    if visit.between:
+        reference.doubts.append(f"{min(visit.between)!r} runs between the blocks, and goes with each of them")
     return reference
 
 
 class _Visit:
-    """One pass with blocks skipped: which of them ran, and whether it was clear what to hand on."""
+    """One pass with blocks skipped: which of them ran, what ran between them, and whether it was clear what to hand on."""
 
     def __init__(self, streams: bool) -> None:
         self.streams = streams
         self.seen: set[str] = set()
+        self.between: set[str] = set()
         self.ambiguous = False
-        self._given: dict[str, list[Tensor]] = {}
+        self._inside_loop = False
 
     @contextmanager
     def skipping(self, removed: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Let these blocks hand on what they are given, until the context ends."""
-        handles = []
+        """Let these blocks hand on what they are given, until the context ends.
+
+        Their `forward` is replaced, not hooked: transformers records hidden states in hooks of its own, which run first.
+        """
+        former = {name: vars(block).get("forward") for name, block in removed.items()}
         for name, block in removed.items():
+            vars(block)["forward"] = self._skip(name, block.forward)
+        try:
+            yield
+        finally:
+            for name, block in removed.items():
+                if former[name] is None:
+                    del vars(block)["forward"]
+                else:
+                    vars(block)["forward"] = former[name]
 
-            def take(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                first = {"hidden_states": kwargs["hidden_states"]} if "hidden_states" in kwargs else {}
-                # copies: a block may write into what it is given
-                self._given[name] = [
-                    value.clone() for value in (*args, *{**first, **kwargs}.values()) if _is_float(value)
-                ]
+    @contextmanager
+    def watching(self, model: nn.Module, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
+        """Note which modules with weights run between two blocks of a stack: they would go with each block."""
+        handles = []
 
-            def give(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> Any:
-                self.seen.add(name)
-                return self._hand_on(name, self._given.pop(name), output)
+        def set_inside(value: bool) -> Any:
+            def note(*_: Any) -> None:
+                self._inside_loop = value
 
-            handles.append(block.register_forward_pre_hook(take, with_kwargs=True))
-            handles.append(block.register_forward_hook(give, with_kwargs=True))
+            return note
+
+        def note_call(name: str) -> Any:
+            return lambda module, args: self.between.add(name) if self._inside_loop else None
+
+        for path in kept:
+            blocks = list(cast(nn.ModuleList, model.get_submodule(path)))
+            for number, block in enumerate(blocks):
+                handles.append(block.register_forward_pre_hook(set_inside(False)))
+                handles.append(block.register_forward_hook(set_inside(number < len(blocks) - 1)))
+        for name, module in model.named_modules():
+            related = any(f"{name}.".startswith(f"{path}.") or f"{path}.".startswith(f"{name}.") for path in kept)
+            if name and not related and next(module.parameters(), None) is not None:
+                handles.append(module.register_forward_pre_hook(note_call(name)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _skip(self, name: str, original: Any) -> Any:
+        @functools.wraps(original)
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            self.seen.add(name)
+            # copies: a block may write into what it is given
+            output = original(*map(_copy, args), **{key: _copy(value) for key, value in kwargs.items()})
+            first = {"hidden_states": kwargs["hidden_states"]} if "hidden_states" in kwargs else {}
+            return self._hand_on(name, list(filter(_is_float, (*args, *{**first, **kwargs}.values()))), output)
+
+        return skip
 
     def _hand_on(self, name: str, given: list[Tensor], output: Any) -> Any:
         if not given:
@@ -142,6 +179,10 @@ class _Visit:
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if _is_float(value) else value
 
 
 def _is_row(value: Any) -> bool:
