@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .edits import ModuleMove, TensorSlice
-from .find import examine
+from .find import Examination, examine
 from .proof import prove_cut
 from .stack import StackCut
 
@@ -29,12 +29,15 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def parameters_after(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+def parameters_after(
+    model: nn.Module, kept: Mapping[str, Sequence[int]], *, found: Examination | None = None
+) -> tuple[int, int]:
     """What would be left of a model after a cut, without cutting it.
 
     Args:
         model (`nn.Module`): left as it is; on any device.
         kept (`Mapping[str, Sequence[int]]`): by stack path, the layers that stay; other stacks stay whole.
+        found (`Examination`, *optional*): what `examine(model)` gave, if at hand.
 
     Returns:
         `tuple[int, int]`: parameters, and the bytes they take in their present dtypes. Tied parameters count once,
@@ -53,7 +56,7 @@ def parameters_after(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> tup
     moves: Sequence[ModuleMove] = ()
     slices: Sequence[TensorSlice] = ()
     if isinstance(model, PreTrainedModel) and any(len(cut.kept) < cut.depth for cut in cuts.values()):
-        proof = prove_cut(model, examine(model), kept)
+        proof = prove_cut(model, found or examine(model), kept)
         cuts, moves, slices = proof.cuts, proof.moves, proof.slices
     left = {id(parameter): parameter for parameter in remaining_parameters(model, cuts, moves)}
     trimmed = {id(model.get_submodule(part.path).get_parameter(part.name)): part.cut for part in slices}

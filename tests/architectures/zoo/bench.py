@@ -108,7 +108,7 @@ class Bench:
             self.record("undo", f"{cut} (refused)", lambda: self._undo_fault(state))
             return
         fresh = copy.deepcopy(model) if thorough and "replay" not in self.exempt else None
-        left, promised = size - edit.num_removed_parameters, parameters_after(model, kept)[0]
+        left, promised = size - edit.num_removed_parameters, parameters_after(model, kept, found=found)[0]
         edit.apply()
         self.verdict.cuts += 1
         outputs: probe.Outputs = {}
@@ -227,7 +227,7 @@ class Bench:
 
     def _skip_fault(self, kept: Kept, outputs: probe.Outputs) -> str | None:
         """Compare with the skip reference, in the first of several styles that fits; none fits: wrong, if one is sure."""
-        styles: list[dict[str, Any]] = [{}, {"streams": True}]
+        styles: list[dict[str, Any]] = [{"style": style} for style in ("first", "streams", "alone", "nothing")]
         faults, failed, doubts = [], [], []
         for style in styles:
             try:
