@@ -487,6 +487,10 @@ def test_outputs_that_differ_in_kind():
     nan = {"logits": torch.tensor([1.0, float("nan"), float("inf")])}
     assert find_difference(nan, {"logits": nan["logits"].clone()}, 0.0) is None
     assert "off by up to inf" in find_difference({"logits": torch.tensor([1.0, 2.0, 3.0])}, nan, 0.0)
+    masked = torch.tensor([1.0, torch.finfo(torch.float32).min])
+    assert find_difference({"x": masked}, {"x": masked + torch.tensor([0.5, 0.0])}, 0.1).startswith(
+        "'x' is off by up to 0.5"
+    )
     assert find_difference({"ids": torch.tensor([1])}, {"ids": torch.tensor([2])}, 0.1) is None
     assert find_difference({"ids": torch.tensor([1])}, {"ids": torch.tensor([2])}, 0.0).startswith(
         "'ids' is off by up to 1"
