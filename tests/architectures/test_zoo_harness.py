@@ -46,7 +46,7 @@ class BrokenEdit(ModelEdit):
         namespace[name] = value
 
     def spoil(self) -> None:
-        raise NotImplementedError
+        """Nothing, in a class whose harm is elsewhere."""
 
 
 class StaleConfig(BrokenEdit):
@@ -110,9 +110,6 @@ class NotFinite(BrokenEdit):
 class NoUndo(BrokenEdit):
     """The undo forgets the config."""
 
-    def spoil(self) -> None:
-        pass
-
     def undo(self) -> None:
         super().undo()
         self.model.config.num_hidden_layers -= 1
@@ -124,9 +121,6 @@ class WrongSum(BrokenEdit):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.num_removed_parameters += 1
-
-    def spoil(self) -> None:
-        pass
 
 
 BREAKS = [

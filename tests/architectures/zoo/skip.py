@@ -16,13 +16,18 @@ from zoo.probe import Kept, NoReferenceError, run
 
 @contextmanager
 def skipped(
-    model: PreTrainedModel, kept: Kept, *, streams: bool = False, between: Mapping[str, set[str]] | None = None
+    model: PreTrainedModel,
+    kept: Kept,
+    *,
+    style: str = "first",
+    between: Mapping[str, set[str]] | None = None,
 ) -> Iterator[set[str]]:
     """Let the blocks that are not kept hand on what they were given; yields those whose parts run without them.
 
-    The hidden states stand first in a block's output, and what else is there stays. `streams`: a block with several
-    streams hands on each, matched by shape. `between`: by stack, modules that add nothing after a skipped block, by
-    returning zeros once (see `find_between`).
+    The hidden states stand first in a block's output. Style `"first"`: what else is there stays; `"alone"`: it becomes
+    zeros, since the model adds it up; `"streams"`: a block with several streams hands on each, matched by shape;
+    `"nothing"`: all is zeros, since the model adds the block's output to its input. `between`: by stack, modules that
+    add nothing after a skipped block, by returning zeros once (see `find_between`).
     """
     ran: set[str] = set()
     bypassed: set[str] = set()  # filled as the model runs: code reaches into these blocks instead of calling them
@@ -49,7 +54,7 @@ def skipped(
             copies = [_copy(value) for value in args], {name: _copy(value) for name, value in kwargs.items()}
             output = original(*copies[0], **copies[1])
             silent.update((between or {}).get(path, ()))
-            return _handed_on(args, kwargs, output, streams)
+            return _handed_on(args, kwargs, output, style)
 
         vars(block)["forward"] = replace
         replaced.append(block)
@@ -116,18 +121,18 @@ def find_between(model: PreTrainedModel, inputs: Mapping[str, Any], path: str) -
     return {name for name in found if name.rpartition(".")[0] not in found}
 
 
-def _handed_on(args: Any, kwargs: Mapping[str, Any], output: Any, streams: bool) -> Any:
+def _handed_on(args: Any, kwargs: Mapping[str, Any], output: Any, style: str) -> Any:
     named = {"hidden_states": kwargs["hidden_states"], **kwargs} if "hidden_states" in kwargs else kwargs
     given = [value for value in (*args, *named.values()) if _is_float(value)]
     if not given:
         raise NoReferenceError("a block is given no tensor")
     if isinstance(output, torch.Tensor):
-        return _checked(given[0], output)
+        return torch.zeros_like(output) if style == "nothing" else _checked(given[0], output)
     is_mapping = isinstance(output, Mapping)
     items = list(output.values()) if is_mapping else list(output) if isinstance(output, tuple | list) else []
     if not items or not _is_float(items[0]):
         raise NoReferenceError(f"a block returns a {type(output).__name__}")
-    if streams:
+    if style == "streams":
         left = len(given)
         for place, item in enumerate(items):
             match = next((n for n, value in enumerate(given) if _is_float(item) and value.shape == item.shape), None)
@@ -136,7 +141,9 @@ def _handed_on(args: Any, kwargs: Mapping[str, Any], output: Any, streams: bool)
         if left == len(given):
             raise NoReferenceError("no output of a block has the shape of an input")
     else:
-        items[0] = _checked(given[0], items[0])
+        items[0] = torch.zeros_like(items[0]) if style == "nothing" else _checked(given[0], items[0])
+        if style != "first":
+            items[1:] = [torch.zeros_like(item) if _is_float(item) else item for item in items[1:]]
     if is_mapping:
         return type(output)(**dict(zip(output.keys(), items, strict=True)))
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
