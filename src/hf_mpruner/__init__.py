@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_mpruner.architectures import BlockStack, find_block_stacks
+    from hf_mpruner.architectures import BlockStack, find_block_stacks, register_architecture
     from hf_mpruner.callback import LayerPruningCallback
     from hf_mpruner.clusters import LayerCluster, find_clusters
     from hf_mpruner.config import PruningConfig
@@ -53,6 +53,7 @@ __all__ = [
     "linear_cka",
     "measure_similarity",
     "prune_",
+    "register_architecture",
 ]
 
 # Public name -> module. The imports above say the same to type checkers; tests/test_public_api.py compares the two.
@@ -78,6 +79,7 @@ _MODULE_OF = {
     "linear_cka": "similarity",
     "measure_similarity": "features",
     "prune_": "oneshot",
+    "register_architecture": "architectures",
 }
 
 

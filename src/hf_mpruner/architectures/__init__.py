@@ -6,6 +6,7 @@ from .edits import ModuleMove, TensorSlice, ValueEdit
 from .find import Examination, examine, find_block_stacks
 from .proof import ConfigEdit, CutProof, check_kept, prove_cut
 from .reference import ABSENT
+from .registry import register_architecture
 from .size import count_parameters, parameters_after
 from .stack import BlockStack, ConfigField, Follower, FollowingField, StackCut
 
@@ -28,4 +29,5 @@ __all__ = [
     "find_block_stacks",
     "parameters_after",
     "prove_cut",
+    "register_architecture",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedArchitectureError
 from .reference import ModuleDescription, build_reference, describe_modules, plain, reload_config
-from .rules import POSITION_ATTRIBUTES
+from .registry import Rules, rules_for
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Blueprint:
     def name(self) -> str:
         """How messages call the model, e.g. `BertModel (model_type 'bert')`."""
         return f"{self.model_class.__name__} (model_type {self.config.model_type!r})"
+
+    @cached_property
+    def rules(self) -> Rules:
+        """What is known about names in this model."""
+        return rules_for(self.config)
 
     @cached_property
     def modules(self) -> dict[str, ModuleDescription]:
@@ -107,7 +112,7 @@ def _check_live(model: PreTrainedModel, blueprint: Blueprint) -> None:
         _list("has another shape of", (n for n in live.keys() & promised.keys() if live[n] != promised[n])),
     ]
     if not any(problems):
-        problems = [_list("numbers differently", _renumbered(model, blueprint.modules))]
+        problems = [_list("numbers differently", _renumbered(model, blueprint))]
     if any(problems):
         raise UnsupportedArchitectureError(
             f"{blueprint.name}: the model and its config disagree. Compared with what its config builds, the model "
@@ -120,10 +125,11 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
-def _renumbered(model: nn.Module, promised: Mapping[str, ModuleDescription]) -> Iterable[str]:
+def _renumbered(model: nn.Module, blueprint: Blueprint) -> Iterable[str]:
     """Position attributes of the live model that are not those of the reference."""
+    promised = blueprint.modules
     for path, module in model.named_modules(remove_duplicate=False):
-        for name in POSITION_ATTRIBUTES.keys() & vars(module).keys():
+        for name in blueprint.rules.positions.keys() & vars(module).keys():
             live, values = plain(vars(module)[name]), promised[path].values if path in promised else {}
             if live is not None and name in values and live != values[name]:
                 yield f"{path}.{name}"

@@ -6,7 +6,7 @@ Both sides are descriptions of builds on the meta device, so that the comparison
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from .edits import Comparison, Difference, ModuleMove, TensorSlice, ValueEdit
@@ -29,6 +29,7 @@ def compare_builds(
     new: Mapping[str, ModuleDescription],
     cuts: Mapping[str, StackCut],
     rewritten: Sequence[tuple[Any, Any]] = (),
+    positions: Container[str] = POSITION_ATTRIBUTES,
 ) -> Comparison:
     """Compare a build, restricted to its kept blocks, with the build of its shortened config.
 
@@ -37,11 +38,12 @@ def compare_builds(
         new (`Mapping[str, ModuleDescription]`): description of what the shortened config builds.
         cuts (`Mapping[str, StackCut]`): by path of a list, what stays; other lists are whole.
         rewritten (`Sequence[tuple[Any, Any]]`): plain config values, before and after, of which modules keep copies.
+        positions (`Container[str]`): attributes that hold a layer's number.
 
     Returns:
         `Comparison`: edits that make the first the second, and the differences that no edit explains.
     """
-    matcher = _Matcher(old, cuts, rewritten)
+    matcher = _Matcher(old, cuts, rewritten, positions)
     unmatched = dict(new)
     pairs: list[tuple[str, tuple[str, int, str], ModuleDescription, ModuleDescription]] = []
     for path, before in old.items():
@@ -93,10 +95,12 @@ class _Matcher:
         old: Mapping[str, ModuleDescription],
         cuts: Mapping[str, StackCut],
         rewritten: Sequence[tuple[Any, Any]],
+        positions: Container[str],
     ) -> None:
         self.old = old
         self.cuts = cuts
         self.rewritten = rewritten
+        self.positions = positions
         self.found = Comparison()
         self.widths: list[tuple[str, tuple[int, int]]] = []
 
@@ -168,7 +172,7 @@ class _Matcher:
 
     def _follows(self, path: str, place: tuple[str, int, str], name: str, old: Any, new: Any) -> bool:
         """Whether it is clear why an attribute is another in the new build, so that it may be written."""
-        if name in POSITION_ATTRIBUTES or name in STOCHASTIC_DEPTH:
+        if name in self.positions or name in STOCHASTIC_DEPTH:
             return True
         if isinstance(old, float) and isinstance(new, float):
             return math.isclose(old, new, rel_tol=1e-12)  # a constant of the depth, computed from a rewritten value

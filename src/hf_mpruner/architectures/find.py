@@ -19,7 +19,7 @@ from .order import find_side_by_side
 from .pins import pin_stack
 from .reference import config_nodes, describe_modules
 from .rewrite import shorten_config
-from .rules import FOLLOWS, NO_BLOCKS, STAGE_LISTS, UNRELATED_LISTS
+from .rules import STAGE_LISTS
 from .source import find_position_code
 from .stack import BlockStack, ConfigField, Follower, FollowingField
 
@@ -89,7 +89,7 @@ def examine(model: nn.Module) -> Examination:
     lengths = container_lengths(blueprint.reference)
     stacks: dict[str, BlockStack] = {}
     refusals: list[str] = []
-    for field, depth in _candidate_fields(blueprint.config, lengths):
+    for field, depth in _candidate_fields(blueprint, lengths):
         try:
             trial = _experiment(blueprint, lengths, field, depth)
             if trial is not None and trial[0].path not in stacks:
@@ -102,6 +102,8 @@ def examine(model: nn.Module) -> Examination:
                     )
                 shorter = describe_modules(without_last)
                 code, given = find_position_code(blueprint, stack, shorter)
+                own = blueprint.rules.pinned.get(stack.count.name, ())
+                given |= dict.fromkeys((n % stack.depth for n in own), "register_architecture says that it must stay")
                 stacks[stack.path] = pin_stack(blueprint, replace(stack, code=code), shorter, given)
         except UnsupportedArchitectureError as error:
             refusals.append(str(error))
@@ -130,13 +132,13 @@ def container_lengths(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _candidate_fields(config: PreTrainedConfig, lengths: Mapping[str, int]) -> Iterator[tuple[ConfigField, int]]:
+def _candidate_fields(blueprint: Blueprint, lengths: Mapping[str, int]) -> Iterator[tuple[ConfigField, int]]:
     """Config values that equal the length of some list: equality only narrows, the experiment decides.
 
     Integers first, then lists by layer, whose own length is the count in a few models.
     """
     wanted = {length for length in lengths.values() if length >= 2}
-    nodes = config_nodes(config)
+    nodes, follows = config_nodes(blueprint.config), blueprint.rules.follows
     for path, node in nodes.items():
         for name, value in vars(node).items():
             if type(value) is int and value in wanted:
@@ -147,7 +149,7 @@ def _candidate_fields(config: PreTrainedConfig, lengths: Mapping[str, int]) -> I
                         yield ConfigField(name, path, index), item
     for path, node in nodes.items():
         for name, value in vars(node).items():
-            by_layer = name in FOLLOWS and FOLLOWS[name].kind == "entries"
+            by_layer = name in follows and follows[name].kind == "entries"
             if by_layer and isinstance(value, list | tuple) and len(value) in wanted:
                 yield ConfigField(name, path), len(value)
 
@@ -159,7 +161,7 @@ def _experiment(
 
     `None`: the field decides no list. Raises if it decides one that cannot be cut.
     """
-    follows = find_follows(blueprint.config, field, depth)
+    follows = find_follows(blueprint.config, field, depth, blueprint.rules)
     built = _build_shorter(blueprint, field, depth, follows)
     for follow in follows if isinstance(built, str) else ():
         if follow.kind in ("entries", "sources"):  # perhaps of that length by chance
@@ -179,9 +181,9 @@ def _experiment(
         return None
     if all(follow.field != field for follow in follows) and _moves_alone(blueprint, lengths, follows, depth, moved):
         return None  # a list of this length is the count, and has its own turn
-    if field.name in NO_BLOCKS:
+    if field.name in blueprint.rules.no_blocks:
         raise UnsupportedArchitectureError(
-            f"{', '.join(map(repr, moved))}: config.{field} counts no blocks in a row: {NO_BLOCKS[field.name]}"
+            f"{', '.join(map(repr, moved))}: config.{field} counts no blocks in a row: {blueprint.rules.no_blocks[field.name]}"
         )
     stages = [
         n for n, v in vars(config_nodes(blueprint.config)[field.node]).items() if n in STAGE_LISTS and _has(v, depth)
@@ -277,7 +279,7 @@ def _check_config_lists(blueprint: Blueprint, lengths: Mapping[str, int], stack:
     config = blueprint.config
     if stack.count.index is not None:
         return  # the lists beside `depths` are about stages, and stages stay
-    known = {follow.field.name for follow in stack.follows} | UNRELATED_LISTS.keys()
+    known = {follow.field.name for follow in stack.follows} | blueprint.rules.unrelated_lists.keys()
     where = f"config.{stack.count.node}".rstrip(".")
     for name, value in vars(config_nodes(config)[stack.count.node]).items():
         if isinstance(value, list | tuple) and len(value) == stack.depth and name not in known:

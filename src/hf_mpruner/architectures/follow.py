@@ -8,17 +8,21 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .reference import config_nodes
-from .rules import FOLLOWS, TAPS
+from .registry import Rules, rules_for
+from .rules import Follow, Tap
 from .stack import ConfigField, FollowingField
 
 
-def find_follows(config: PreTrainedConfig, count: ConfigField, depth: int) -> tuple[FollowingField, ...]:
+def find_follows(
+    config: PreTrainedConfig, count: ConfigField, depth: int, rules: Rules | None = None
+) -> tuple[FollowingField, ...]:
     """Find the config values that are rewritten when layers of a stack go.
 
     Args:
         config (`PreTrainedConfig`): of the model, the root.
         count (`ConfigField`): the value that decides the depth of the stack.
         depth (`int`): number of layers.
+        rules (`Rules`, *optional*): what is known about names, if at hand.
 
     Returns:
         `tuple[FollowingField, ...]`: nothing for an entry of `depths`; what lies beside it is about stages.
@@ -31,17 +35,19 @@ def find_follows(config: PreTrainedConfig, count: ConfigField, depth: int) -> tu
     """
     if count.index is not None:
         return ()
-    nodes = config_nodes(config)
-    return (*_in_node(nodes[count.node], count, depth), *_in_other_nodes(nodes, count))
+    nodes, rules = config_nodes(config), rules or rules_for(config)
+    return (*_in_node(nodes[count.node], count, depth, rules.follows), *_in_other_nodes(nodes, count, rules.taps))
 
 
-def _in_node(node: PreTrainedConfig, count: ConfigField, depth: int) -> Iterator[FollowingField]:
+def _in_node(
+    node: PreTrainedConfig, count: ConfigField, depth: int, follows: Mapping[str, Follow]
+) -> Iterator[FollowingField]:
     raw = vars(node)
     main = node.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     is_main = count.name == main or main not in raw or isinstance(raw[count.name], list | tuple)
     # a step says which layers have experts, so it is written before the list of exceptions is shortened
-    for name in sorted(raw, key=lambda name: name in FOLLOWS and FOLLOWS[name].kind != "sparse_step"):
-        rule = FOLLOWS.get(name)
+    for name in sorted(raw, key=lambda name: name in follows and follows[name].kind != "sparse_step"):
+        rule = follows.get(name)
         if rule is None or not (count.name in rule.counts if rule.counts else is_main):
             continue
         if _fits(rule.kind, raw, name, depth):
@@ -77,13 +83,15 @@ def _fits(kind: str, raw: Mapping[str, Any], name: str, depth: int) -> bool:
             return value is not None
 
 
-def _in_other_nodes(nodes: Mapping[str, PreTrainedConfig], count: ConfigField) -> Iterator[FollowingField]:
+def _in_other_nodes(
+    nodes: Mapping[str, PreTrainedConfig], count: ConfigField, taps: Mapping[str, Tap]
+) -> Iterator[FollowingField]:
     """Taps into a tower, in the configs around it and beside it."""
     family = count.node.rpartition(".")[0]
     for path, node in nodes.items():
         if path == count.node or not (count.node.startswith(path) or path.rpartition(".")[0] == family):
             continue
-        for name, tap in TAPS.items():
+        for name, tap in taps.items():
             if name not in vars(node) or tap.tower not in count.node:
                 continue
             kind = tap.kind

@@ -15,7 +15,7 @@ from .edits import Difference
 from .position import Build, find_position_fault
 from .reference import ModuleDescription, config_nodes, describe_modules, plain
 from .rewrite import diff_configs, facts_of_layer, rewritten_values, shorten_config
-from .rules import POSITION_ATTRIBUTES, STOCHASTIC_DEPTH
+from .rules import STOCHASTIC_DEPTH
 from .stack import BlockStack, cuts_of
 
 _LONGEST_PERIOD = 8
@@ -133,7 +133,9 @@ class _Trials:
             return build
         cuts = cuts_of([self.stack], {self.stack.path: kept})
         rewritten = rewritten_values(self.blueprint.config, config)
-        differences = compare_builds(self.blueprint.modules, build, cuts, rewritten).differences
+        differences = compare_builds(
+            self.blueprint.modules, build, cuts, rewritten, self.blueprint.rules.positions
+        ).differences
         if differences:
             return differences[0]
         node = self.stack.count.node
@@ -154,12 +156,13 @@ class _Trials:
     def _kind_of_layer(self, layer: int) -> Any:
         """What layers must have in common to share a trial."""
         prefix = f"{self.stack.path}.{layer}"
+        ignored = self.blueprint.rules.positions.keys() | STOCHASTIC_DEPTH.keys()
         modules = [
             (
                 path[len(prefix) :],
                 module.kind,
                 module.tensors,
-                {name: value for name, value in module.values.items() if name not in _IGNORED},
+                {name: value for name, value in module.values.items() if name not in ignored},
             )
             for path, module in self.blueprint.modules.items()
             if path == prefix or path.startswith(f"{prefix}.")
@@ -168,9 +171,6 @@ class _Trials:
             return layer
         facts = [plain(fact) for fact in facts_of_layer(self.blueprint.config, self.stack.follows, layer)]
         return modules, facts
-
-
-_IGNORED = POSITION_ATTRIBUTES.keys() | STOCHASTIC_DEPTH.keys()
 
 
 def _reason(blueprint: Blueprint, stack: BlockStack, layer: int, fault: Difference | str) -> str:

@@ -18,7 +18,7 @@ from .generation import find_cache_problem
 from .position import Build, find_position_fault
 from .reference import ABSENT, config_nodes, describe_modules
 from .rewrite import diff_configs, rewritten_values, shorten_config
-from .rules import GENERATION_PAIRS, POSITION_ATTRIBUTES
+from .rules import GENERATION_PAIRS
 from .stack import BlockStack, StackCut, cuts_of
 
 
@@ -89,7 +89,7 @@ def prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Seq
     shortened = blueprint.rebuild(config)
     rewritten = rewritten_values(blueprint.config, config)
     modules = describe_modules(shortened)
-    compared = compare_builds(blueprint.modules, modules, cuts, rewritten)
+    compared = compare_builds(blueprint.modules, modules, cuts, rewritten, blueprint.rules.positions)
     if compared.differences:
         stacks = " and ".join(f"{path!r} to layers {list(cut.kept)}" for path, cut in stack_cuts.items())
         more = len(compared.differences) - 1
@@ -215,7 +215,7 @@ def _stray_positions(
             for inner, module in model.get_submodule(f"{stack}.{old}").named_modules():
                 path = f"{stack}.{old}.{inner}".rstrip(".")
                 known = blueprint.modules[path].values if path in blueprint.modules else {}
-                for name in POSITION_ATTRIBUTES.keys() & vars(module).keys() - known.keys():
+                for name in blueprint.rules.positions.keys() & vars(module).keys() - known.keys():
                     if vars(module)[name] == old != new:
                         yield ValueEdit(path, name, old, new)
 

@@ -19,7 +19,7 @@ from ..errors import UnsupportedArchitectureError
 from .blueprint import Blueprint
 from .position import PositionCode, compile_position
 from .reference import ModuleDescription, config_nodes
-from .rules import ALL, BLOCK_COUNTS, FOLLOWS, POSITION_ATTRIBUTES, REVIEWED_CODE
+from .rules import ALL, BLOCK_COUNTS, FOLLOWS, POSITION_ATTRIBUTES
 from .stack import BlockStack
 
 POSITIONS = frozenset(POSITION_ATTRIBUTES)
@@ -47,8 +47,9 @@ def find_position_code(
     """
     codes: list[PositionCode] = []
     pinned: dict[int, str] = {}
+    reviewed = blueprint.rules.reviewed_code
     for text, code in _finds(blueprint, stack, without_last):
-        known = REVIEWED_CODE.get(text) or REVIEWED_CODE.get(f"*{text[text.index('.') :]}")
+        known = reviewed.get(text) or reviewed.get(f"*{text[text.index('.') :]}")
         if known is not None and known.switch and not _setting(blueprint, known.switch):
             continue
         if known is not None and known.pins != ALL:
@@ -76,7 +77,7 @@ def _finds(
         for text, expression, counters in _computations(owner, counts, inner):
             yield text, compile_position(text, path, expression, dict(counters), counts, [f"self.{inner}"])
     for module in blueprint.reference.get_submodule(stack.path).modules():
-        positions = frozenset(POSITION_ATTRIBUTES.keys() & vars(module).keys())
+        positions = frozenset(blueprint.rules.positions.keys() & vars(module).keys())
         counts = frozenset(
             name for name, value in vars(module).items() if name in BLOCK_COUNTS and value == stack.depth
         )
