@@ -76,6 +76,7 @@ is_index_list = matches(
     r"|hybrid_layer_ids|moe_layers|subsample_layers|deepstack_\w*indexes|\w*out_indices|intermediate_hidden_state_indices|intermediate_layers_indices"
     r"|extract_layers|vision_feature_layer|residual_block_indices|intermediate_hook_ids)$"
 )
+is_tap = matches(r"(^deepstack_|out_indices$|^intermediate_|^extract_layers$|^vision_feature_layer$)")
 is_no_layer_list = matches(r"^(conv_|tdnn_|upsample|resblock|kernel|dilat|quantiles|langs|ssm_multipliers)")
 
 
@@ -180,6 +181,12 @@ def choose_layers(rows: Sequence[tuple[Any, ...]], count: int) -> list[int]:
             break
         chosen.append(layer)
     return sorted(dict.fromkeys(chosen))
+
+
+def thin_out(indices: Sequence[int], old: int, new: int) -> list[int]:
+    """As large a share of a shorter stack, two at least, so that layers of both kinds remain."""
+    count = min(max(round(len(indices) * new / old), 2), len(indices), new - 1)
+    return [indices[place * len(indices) // count] for place in range(count)]
 
 
 def move_indices(indices: Sequence[int], old: int, new: int) -> list[int]:
@@ -390,7 +397,7 @@ def shrink_layers(
             new = len(kept)
     for name, value in held.items():
         if is_index_list(name) and isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
-            found[name] = move_indices(value, depth, new)
+            found[name] = move_indices(value if is_tap(name) else thin_out(value, depth, new), depth, new)
         elif name == "rope_parameters" and isinstance(value, dict):
             found.update(shrink_rope(value, built))
     found.update(shrink_taps(built, given, overrides, depth, new))
