@@ -117,11 +117,9 @@ def test_periods_and_followers_in_words():
 
 
 def test_which_layers_a_trial_removes():
-    def middle(depth, pinned=(), **values):
-        stack = BlockStack("h", "Block", depth, ConfigField("n"), pinned=dict.fromkeys(pinned, "why"))
-        for name, value in values.items():
-            object.__setattr__(stack, name, value)
-        return middle_layers(stack)
+    def middle(depth, pinned=(), period=1):
+        why = dict.fromkeys(pinned, "why")
+        return middle_layers(BlockStack("h", "Block", depth, ConfigField("n"), pinned=why, period=period))
 
     assert middle(5) == (2,)
     assert middle(5, pinned=[2]) == (1,)

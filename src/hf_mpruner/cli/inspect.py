@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
                 "per_layer": [str(field) for field in stack.per_layer],
                 "pinned": {str(layer): reason for layer, reason in stack.pinned.items()},
                 # layers go in runs of this length, or from the end
-                "period": getattr(stack, "period", 1),
-                "period_reason": getattr(stack, "period_reason", ""),
-                "followers": [getattr(follower, "path", follower) for follower in getattr(stack, "followers", ())],
+                "period": stack.period,
+                "period_reason": stack.period_reason,
+                "followers": [follower.path for follower in stack.followers],
                 "block_parameters": [count_parameters(block) for block in model.get_submodule(stack.path).children()],
                 "rewrites": describe_rewrites(model, found, stack),
             }

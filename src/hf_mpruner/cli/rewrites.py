@@ -39,9 +39,9 @@ def describe_rewrites(model: PreTrainedModel, found: Examination, stack: BlockSt
         "config": _config_rows(proof.configs),
         "modules": _module_rows(proof, stack),
         "lists": {path: len(cut.kept) for path, cut in proof.cuts.items()},
-        "moved": [f"{move.source} -> {move.target}" for move in getattr(proof, "moves", ())],
-        "shortened": [f"{part.path}.{part.name}".lstrip(".") for part in getattr(proof, "slices", ())],
-        "rebuilt": list(getattr(proof, "swaps", ())),
+        "moved": [f"{move.source} -> {move.target}" for move in proof.moves],
+        "shortened": [f"{part.path}.{part.name}".lstrip(".") for part in proof.slices],
+        "rebuilt": list(proof.swaps),
         "warning": proof.warning,
     }
 
@@ -54,7 +54,7 @@ def middle_layers(stack: BlockStack) -> tuple[int, ...]:
         >>> middle_layers(BlockStack("h", "Block", 5, ConfigField("n_layer"), pinned={2: "owns the bias"}))
         (1,)
     """
-    period, free = getattr(stack, "period", 1), set(stack.prunable)
+    period, free = stack.period, set(stack.prunable)
     starts = sorted(range(stack.depth - period), key=lambda start: abs(start - (stack.depth - period) / 2))
     for start in starts:
         run = tuple(range(start, start + period))
