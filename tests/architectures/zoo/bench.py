@@ -130,7 +130,7 @@ class Bench:
         self.record("undo", cut, lambda: self._undo_fault(state))
         if not runs:
             return
-        self.record("skip", cut, lambda: self._skip_fault(kept, outputs))
+        self.record("skip", cut, lambda: self._skip_fault(kept, _with_followers(found, kept), outputs))
         self.record("generate", cut, lambda: self._generation_fault(kept, generated))
         if "train" not in self.exempt:
             self.record("train", cut, lambda: self._train_fault(kept, lost))
@@ -225,13 +225,15 @@ class Bench:
             )
         return find_difference(outputs, self.whole)
 
-    def _skip_fault(self, kept: Kept, outputs: probe.Outputs) -> str | None:
+    def _skip_fault(self, kept: Kept, wider: Kept, outputs: probe.Outputs) -> str | None:
         """Compare with the skip reference, in the first of several styles that fits; none fits: wrong, if one is sure."""
-        styles: list[dict[str, Any]] = [{"style": style} for style in ("first", "streams", "alone", "nothing")]
+        ways = ("first", "streams", "alone", "nothing")
+        styles: list[dict[str, Any]] = [{"kept": kept, "style": way} for way in ways]
+        styles += [{"kept": wider, "style": way} for way in ways] if wider != kept else []
         faults, failed, doubts = [], [], []
         for style in styles:
             try:
-                with skipped(self.model, kept, **style) as bypassed:
+                with skipped(self.model, **style) as bypassed:
                     expected = probe.run(self.model, self.inputs)
             except Exception as error:  # code around the blocks may need what a skipped block does not give
                 failed.append(str(error) if isinstance(error, NoReferenceError) else one_line(error, 160))
@@ -247,8 +249,8 @@ class Bench:
             if not any("between" in style for style in styles):
                 between = {path: find_between(self.model, self.inputs, path) for path in kept}
                 names = sorted({name for names in between.values() for name in names})
-                styles += [{"between": between}] * bool(names)
-                styles += [{"between": {path: names & {n} for path, names in between.items()}} for n in names[:6]]
+                subsets = [between, *({path: found & {n} for path, found in between.items()} for n in names[:6])]
+                styles += [{"kept": kept, "between": subset} for subset in subsets if names]
                 doubts += [f"the model runs {names[0]} between its blocks"] if names else []
         if doubts or not faults:
             raise NoReferenceError((doubts or failed)[0])
@@ -267,6 +269,16 @@ class Bench:
     def _note(self, text: str) -> None:
         if text not in self.verdict.notes:
             self.verdict.notes.append(text)
+
+
+def _with_followers(found: Examination, kept: Kept) -> Kept:
+    """A list that follows may be a row of blocks as well: one number for the blocks of three towers."""
+    wider = dict(kept)
+    for stack in found.stacks:
+        for follower in stack.followers if stack.path in kept else ():
+            extra = range(stack.depth, stack.depth + follower.extra)
+            wider[follower.path] = [*kept[stack.path], *extra]
+    return wider
 
 
 def _count_fault(model: nn.Module, promised: int, source: str) -> str | None:
