@@ -154,3 +154,10 @@ def test_preview_counts_what_the_cut_leaves(make_bert):
     assert preview.bytes_after == 4 * model.num_parameters()
     assert "bert.encoder.layer  4 -> 2 layers, without 1-2" in str(preview)
     assert f"{preview.parameters_before:,} -> {preview.parameters_after:,}" in str(preview)
+
+
+def test_clusters_are_cut_in_runs_that_fit_the_period():
+    stack = BlockStack("blocks", "SwinLayer", 8, ConfigField("depths", index=2), period=2, pinned={0: "opens a stage"})
+    clusters = {"blocks": [LayerCluster((0,), 1.0), LayerCluster((1, 2, 3, 4), 0.99), LayerCluster((5, 6, 7), 0.99)]}
+    plan = PruningPlan.from_clusters(clusters, [stack])
+    assert plan.stacks["blocks"].removed == (2, 3, 6, 7)  # of 2, 3, 4 a pair; from the end any number

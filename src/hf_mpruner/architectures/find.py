@@ -18,8 +18,8 @@ from .follow import find_follows
 from .order import find_side_by_side
 from .pins import pin_stack
 from .reference import config_nodes, describe_modules
-from .rewrite import shorten_config
-from .rules import STAGE_LISTS
+from .rewrite import facts_of_layer, shorten_config
+from .rules import LAYER_OUTPUTS, STAGE_LISTS
 from .source import find_position_code
 from .stack import BlockStack, ConfigField, Follower, FollowingField
 
@@ -95,7 +95,9 @@ def examine(model: nn.Module) -> Examination:
             if trial is not None and trial[0].path not in stacks:
                 stack, without_last = trial
                 _check_config_lists(blueprint, lengths, stack)
-                buffer = find_numbered_buffer(model, stack.path)
+                kinds = [f for f in stack.follows if f.kind in ("entries", "indices", "per_layer_config", "cycle")]
+                facts = [facts_of_layer(blueprint.config, kinds, layer) for layer in range(stack.depth)]
+                buffer = find_numbered_buffer(model, stack.path, facts)
                 if buffer:
                     raise UnsupportedArchitectureError(
                         f"{stack.path!r}: {buffer} differs from layer to layer, and no checkpoint holds it"
@@ -181,6 +183,10 @@ def _experiment(
         return None
     if all(follow.field != field for follow in follows) and _moves_alone(blueprint, lengths, follows, depth, moved):
         return None  # a list of this length is the count, and has its own turn
+    for model_type, reason in blueprint.rules.refusals.items():
+        raise UnsupportedArchitectureError(
+            f"{', '.join(map(repr, moved))}: nothing is cut in {model_type!r}: {reason}"
+        )
     if field.name in blueprint.rules.no_blocks:
         raise UnsupportedArchitectureError(
             f"{', '.join(map(repr, moved))}: config.{field} counts no blocks in a row: {blueprint.rules.no_blocks[field.name]}"
@@ -259,7 +265,8 @@ def _split(
     if not blocks:
         path, kind = next(iter(kinds.items()))
         raise UnsupportedArchitectureError(f"{path!r} is a list of plain {kind.__name__} modules, not of blocks")
-    chosen = max(blocks, key=lambda path: blocks[path])
+    ends = [path for path in moved if path.rpartition(".")[2] in LAYER_OUTPUTS and lengths[path] == depth]
+    chosen = ends[0] if ends else max(blocks, key=lambda path: blocks[path])
     return chosen, tuple(Follower(path, lengths[path] - depth) for path in moved if path != chosen)
 
 

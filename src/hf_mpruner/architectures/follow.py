@@ -63,7 +63,7 @@ def _fits(kind: str, raw: Mapping[str, Any], name: str, depth: int) -> bool:
             return is_list and len(value) == depth
         case "backbone":
             return is_list and len(value) == depth + 1
-        case "indices":
+        case "indices" | "targets":
             return bool(value) and is_list
         case "layer":
             return type(value) is int and 0 <= value < depth

@@ -56,4 +56,4 @@ def _has_attention(model: PreTrainedModel) -> bool:
     """Whether some layer attends over what it has seen; hybrids also have layers that only keep a state."""
     config = model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ["attention"]
-    return any("linear" not in kind and kind not in ("mamba", "mamba2", "conv", "recurrent") for kind in kinds)
+    return any(("attention" in kind and "linear" not in kind) or kind == "hybrid" for kind in kinds)

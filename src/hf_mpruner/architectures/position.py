@@ -94,6 +94,7 @@ def compile_position(
     layers: Mapping[str, int],
     counts: frozenset[str],
     lists: Sequence[str],
+    readable: bool = True,
 ) -> PositionCode | None:
     """Turn an expression into something that can be evaluated without the model.
 
@@ -103,6 +104,7 @@ def compile_position(
         expression (`ast.expr`): as parsed.
         layers (`Mapping[str, int]`): names and attributes of `self` that hold the layer's number, with that of the first.
         counts (`frozenset[str]`): attributes of `self` and `self.config` that hold the number of layers.
+        readable (`bool`): whether `self.config` is the config that holds the number of layers.
         lists (`Sequence[str]`): source of expressions for the list of layers, e.g. `"self.layers"`.
 
     Returns:
@@ -115,6 +117,8 @@ def compile_position(
         >>> [half.value(i, 6, None) for i in range(4)]
         [False, False, True, False]
     """
+    if not readable and "config." in ast.unparse(expression):
+        return None
     rewriter = _Rewriter(owner, layers, counts, lists)
     tree = ast.Expression(rewriter.visit(copy.deepcopy(expression)))
     known = {"i", "n", *_FUNCTIONS, *rewriter.constants}

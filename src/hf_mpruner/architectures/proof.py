@@ -212,7 +212,8 @@ def _stray_positions(
     """Layer numbers in modules that the model changed for others since it was built (big_bird, for short inputs)."""
     for stack, cut in cuts.items():
         for new, old in enumerate(cut.kept):
-            for inner, module in model.get_submodule(f"{stack}.{old}").named_modules():
+            block = model.get_submodule(stack)._modules[str(old)]
+            for inner, module in block.named_modules() if block is not None else ():
                 path = f"{stack}.{old}.{inner}".rstrip(".")
                 known = blueprint.modules[path].values if path in blueprint.modules else {}
                 for name in blueprint.rules.positions.keys() & vars(module).keys() - known.keys():

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedConfig
 
 from .reference import config_nodes
-from .rules import FOLLOWS, NO_BLOCKS, POSITION_ATTRIBUTES, REVIEWED_CODE, TAPS, UNRELATED_LISTS, Follow, Reviewed, Tap
+from .rules import (
+    FOLLOWS,
+    NO_BLOCKS,
+    POSITION_ATTRIBUTES,
+    REVIEWED_CODE,
+    TAPS,
+    TYPE_FOLLOWS,
+    TYPE_REFUSALS,
+    UNRELATED_LISTS,
+    Follow,
+    Reviewed,
+    Tap,
+)
 
 _REASON = "registered for this model type"
 
@@ -25,6 +37,7 @@ class Rules:
         reviewed_code (`Mapping[str, Reviewed]`): code that was read.
         no_blocks (`Mapping[str, str]`): counts of other things than blocks in a row.
         pinned (`Mapping[str, tuple[int, ...]]`): by name of the count, layers that must stay.
+        refusals (`Mapping[str, str]`): by model type, why nothing in it is cut.
     """
 
     follows: Mapping[str, Follow]
@@ -34,6 +47,7 @@ class Rules:
     reviewed_code: Mapping[str, Reviewed]
     no_blocks: Mapping[str, str]
     pinned: Mapping[str, tuple[int, ...]]
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
 
 _SHIPPED = Rules(FOLLOWS, TAPS, UNRELATED_LISTS, POSITION_ATTRIBUTES, REVIEWED_CODE, NO_BLOCKS, {})
@@ -122,6 +136,10 @@ def rules_for(config: PreTrainedConfig) -> Rules:
     """
     rules = _SHIPPED
     for node in config_nodes(config).values():
+        if node.model_type in TYPE_FOLLOWS:
+            rules = replace(rules, follows={**rules.follows, **TYPE_FOLLOWS[node.model_type]})
+        if node.model_type in TYPE_REFUSALS:
+            rules = replace(rules, refusals={node.model_type: TYPE_REFUSALS[node.model_type]})
         own = _REGISTERED.get(node.model_type)
         if own is not None:
             rules = Rules(**{name: {**value, **vars(own)[name]} for name, value in vars(rules).items()})

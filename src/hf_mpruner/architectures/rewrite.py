@@ -133,9 +133,11 @@ def facts_of_layer(config: PreTrainedConfig, follows: Sequence[FollowingField], 
         value = read_field(config, follow.field)
         if follow.kind == "entries":
             facts.append(value[layer])
+        elif follow.kind == "cycle":
+            facts.append(value[layer % len(value)])
         elif follow.kind == "producers":
             facts.append(value[layer : layer + 2])
-        elif follow.kind == "indices":
+        elif follow.kind in ("indices", "targets"):
             facts.append(layer in as_list(value))
         elif follow.kind == "layer_map_target":
             facts.append(layer in [pair[1] for pair in value])

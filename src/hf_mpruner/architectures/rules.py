@@ -119,6 +119,8 @@ TAPS: Mapping[str, Tap] = {
     "audio_feature_layer": Tap("audio", "hidden_states", "the hidden state of the audio tower that is read"),
     "extract_layers": Tap("vision", "outputs", "layers of the vision tower whose output is read"),
     "insert_layer_id": Tap("vision", "outputs", "layer of the vision tower after which the tokens are merged"),
+    "intermediate_hook_ids": Tap("patch_model_config", "outputs", "layers of the patch encoder whose output is read"),
+    "spatial_target_layers": Tap("text", "targets", "layers of the text model into which image features are fed"),
     "deepstack_layer_map": Tap("", "layer_map", "[hidden state of the vision tower, layer of the text model] pairs"),
 }
 """Values of an enclosing or neighbouring config that point into a tower."""
@@ -128,6 +130,21 @@ STAGE_LISTS: Mapping[str, str] = dict.fromkeys(
     "one entry a stage",
 )
 """Config lists beside which a count counts stages: stages change width or resolution and all stay."""
+
+TYPE_FOLLOWS: Mapping[str, Mapping[str, Follow]] = {
+    "sam_hq_vision_model": {
+        "global_attn_indexes": Follow("targets", "layers with global attention, of which the first is also read")
+    },
+    "deepseek_vl_hybrid": {
+        "global_attn_indexes": Follow("targets", "layers with global attention, of which the first is also read")
+    },
+}
+"""Rules of single model types, where a name means more there than elsewhere."""
+
+TYPE_REFUSALS: Mapping[str, str] = {
+    "pi0": "each layer of the action expert reads the keys of the language model's layer of the same number",
+}
+"""Model types in which layers depend on each other in a way that neither builds nor code show."""
 
 UNRELATED_LISTS: Mapping[str, str] = {
     **STAGE_LISTS,
@@ -140,6 +157,8 @@ UNRELATED_LISTS: Mapping[str, str] = {
     "eos_token_id": "token ids",
     "embedding_size": "widths of a stem",
     "task_specific_params": "settings of tasks",
+    "target_layer_ids": "layers of another model (muse_glimmer_assistant)",
+    "scale_factor_list": "scale of each level of a pyramid",
     "ssm_multipliers": "one factor for each part of a mixer (falcon_h1)",
     "mlp_multipliers": "one factor for each part of a feed-forward (falcon_h1)",
 }
@@ -170,8 +189,14 @@ BLOCK_COUNTS: Mapping[str, str] = dict.fromkeys(
 NO_BLOCKS: Mapping[str, str] = {
     "num_upscale_blocks": "each doubles the resolution",
     "group_detr": "groups of queries",
+    "num_res_blocks": "residual blocks at every resolution of an image tokenizer, on the way down and up",
 }
 """Counts of things that are no blocks in a row, though each has a list of its own."""
+
+LAYER_OUTPUTS: Mapping[str, str] = {
+    "layer_norm2": "last of the parallel lists that make up a layer of Flaubert and XLM: gives the hidden state",
+}
+"""Of lists that are cut together, the one whose entries put out what the next layer is given, by the end of its path."""
 
 LAYER_REFERENCES: Mapping[str, str] = {
     "kv_shared_layer_index": "number of the layer whose keys and values this one uses",
@@ -212,6 +237,9 @@ GENERATION_PAIRS: Mapping[str, tuple[str, str]] = {
 REVIEWED_CODE: Mapping[str, Reviewed] = {
     "DebertaV2Encoder.forward: i == 0": Reviewed(
         "a convolution over the output of the first layer, where the config asks for one", "conv_kernel_size", 1
+    ),
+    "BridgeTowerModel.forward: len(self.text_model.encoder.layer) - self.config.num_hidden_layers + 1": Reviewed(
+        "the last layers of both towers feed the layers that join them, one each", "", ALL
     ),
     "*.forward: layer_index == insert_layer_id": Reviewed("a tap, which follows"),
     "*.forward: len(past_buckets_states) > self.layer_idx": Reviewed(

@@ -54,7 +54,7 @@ def find_position_code(
             continue
         if known is not None and known.pins != ALL:
             pinned |= dict.fromkeys(range(_number(blueprint, known.pins)), known.reason)
-        elif code is not None:
+        elif known is None and code is not None:
             codes.append(code)
         else:
             raise UnsupportedArchitectureError(
@@ -71,11 +71,13 @@ def _finds(
     parts = stack.path.split(".")
     for length in range(len(parts)):
         path, inner = ".".join(parts[:length]), ".".join(parts[length:])
-        owner: Any = type(blueprint.reference.get_submodule(path))
+        module = blueprint.reference.get_submodule(path)
+        owner: Any = type(module)
         copies = _count_copies(blueprint.modules[path], without_last.get(path), stack.depth)
         counts = frozenset(_names_of_count(blueprint, stack) | copies)
         for text, expression, counters in _computations(owner, counts, inner):
-            yield text, compile_position(text, path, expression, dict(counters), counts, [f"self.{inner}"])
+            readable = _has_config_of(module, blueprint, stack)
+            yield text, compile_position(text, path, expression, dict(counters), counts, [f"self.{inner}"], readable)
     for module in blueprint.reference.get_submodule(stack.path).modules():
         positions = frozenset(blueprint.rules.positions.keys() & vars(module).keys())
         counts = frozenset(
@@ -83,7 +85,13 @@ def _finds(
         )
         kind: Any = type(module)
         for text, expression, _ in _computations(kind, positions | counts, "") if positions or counts else ():
-            yield text, compile_position(text, None, expression, dict.fromkeys(positions, 0), counts, [])
+            readable = _has_config_of(module, blueprint, stack)
+            yield text, compile_position(text, None, expression, dict.fromkeys(positions, 0), counts, [], readable)
+
+
+def _has_config_of(module: Any, blueprint: Blueprint, stack: BlockStack) -> bool:
+    """Whether `self.config` in a module is the config that holds the count, and not one around it."""
+    return type(vars(module).get("config")) is type(config_nodes(blueprint.config)[stack.count.node])
 
 
 def _setting(blueprint: Blueprint, name: str) -> Any:

@@ -40,6 +40,14 @@ def _layer_(raw: dict[str, Any], name: str, cut: StackCut) -> None:
     raw[name] = cut.kept.index(raw[name])
 
 
+def _targets_(raw: dict[str, Any], name: str, cut: StackCut) -> None:
+    """Layers that something else relies on: all of them stay."""
+    lost = [layer for layer in raw[name] if layer % cut.depth not in cut.kept]
+    if lost:
+        raise UnwritableError(f"= {raw[name]} names layer {lost[0]}, which would go")
+    raw[name] = [cut.kept.index(layer % cut.depth) for layer in raw[name]]
+
+
 def _hidden_states_(raw: dict[str, Any], name: str, cut: StackCut) -> None:
     """Taps on hidden states: number t is the output of layer t - 1, and 0 the input of the stack."""
 
@@ -157,6 +165,7 @@ REWRITES: Mapping[str, Callable[[dict[str, Any], str, StackCut], None]] = {
     "indices": _indices_,
     "layer": _layer_,
     "outputs": _outputs_,
+    "targets": _targets_,
     "hidden_states": _hidden_states_,
     "inputs": _inputs_,
     "layer_map_source": _layer_map_source_,

@@ -81,8 +81,9 @@ class ModelEdit:
             if id(container) in containers:  # one list under two names
                 continue
             containers.add(id(container))
-            blocks = [block for block in container._modules.values() if block is not None]
-            removed = tuple(blocks[layer] for layer in range(cut.depth) if layer not in cut.kept)
+            blocks = list(container._modules.values())  # a list that follows may have empty places (informer)
+            gone = (blocks[layer] for layer in range(cut.depth) if layer not in cut.kept)
+            removed = tuple(block for block in gone if block is not None)
             if path in stacks:
                 self.removed_blocks[path] = removed
             self._removed += removed

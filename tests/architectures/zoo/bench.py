@@ -245,6 +245,9 @@ class Bench:
                 self._note("equals the skip reference up to rounding, not to the bit")
                 return None
             faults.append(fault)
+            doubts += ["an output has one entry for each layer"] * _has_layer_axis(
+                outputs, expected, self._removed(kept)
+            )
             doubts += ["the model reaches into its blocks instead of calling them"] * bool(bypassed)
             if not any("between" in style for style in styles):
                 between = {path: find_between(self.model, self.inputs, path) for path in kept}
@@ -252,9 +255,13 @@ class Bench:
                 subsets = [between, *({path: found & {n} for path, found in between.items()} for n in names[:6])]
                 styles += [{"kept": kept, "between": subset} for subset in subsets if names]
                 doubts += [f"the model runs {names[0]} between its blocks"] if names else []
+        doubts += [fault for fault in failed if fault.startswith("a block turns")]  # then no other style is sure
         if doubts or not faults:
             raise NoReferenceError((doubts or failed)[0])
         return f"not the original with the blocks skipped: {faults[0]}"
+
+    def _removed(self, kept: Kept) -> int:
+        return sum(len(list(self.model.get_submodule(path).children())) - len(layers) for path, layers in kept.items())
 
     def finish(self) -> bool:
         """Note what the forward leaves out, where a cut shows nothing. False if that is all there is."""
@@ -279,6 +286,17 @@ def _with_followers(found: Examination, kept: Kept) -> Kept:
             extra = range(stack.depth, stack.depth + follower.extra)
             wider[follower.path] = [*kept[stack.path], *extra]
     return wider
+
+
+def _has_layer_axis(outputs: probe.Outputs, expected: probe.Outputs, removed: int) -> bool:
+    """Whether some output of the skip reference is longer by the removed layers, along one axis."""
+    for name, tensor in outputs.items():
+        other = expected.get(name)
+        if other is not None and other.ndim == tensor.ndim and other.shape != tensor.shape:
+            differences = [a - b for a, b in zip(other.shape, tensor.shape, strict=True) if a != b]
+            if differences == [removed]:
+                return True
+    return False
 
 
 def _count_fault(model: nn.Module, promised: int, source: str) -> str | None:

@@ -134,6 +134,8 @@ def _judge(bench: Bench, verdict: Verdict) -> None:
     verdict.left_whole = find_left_whole(bench.model, found.stacks)
     if not found.stacks:
         verdict.status = "refused" if verdict.left_whole else "none"
+        if not verdict.refusals and verdict.left_whole:
+            verdict.refusals = [f"no config value alone decides how many entries {verdict.left_whole[0]!r} has"]
         return
     cuts = list(find_cuts(found.stacks))
     for number, kept in enumerate(cuts):
