@@ -86,6 +86,18 @@ class Branches(LoopModel):
         return sum(layer(x) for layer in self.layers)
 
 
+class Levels(LoopModel):
+    def forward(self, *features):
+        return [layer(feature) for layer, feature in zip(self.layers, features, strict=True)]
+
+
+class Zipped(LoopModel):
+    def forward(self, x, *extra):
+        for layer, other in zip(self.layers, extra, strict=True):
+            x = layer(x + other)
+        return x
+
+
 class Sum(LoopModel):
     def forward(self, x):
         total = 0
@@ -158,7 +170,7 @@ class Parity(LoopModel):
     block = ParityBlock
 
 
-@pytest.mark.parametrize("model_class", [LoopModel, Harmless])
+@pytest.mark.parametrize("model_class", [LoopModel, Harmless, Zipped])
 def test_indexing_is_no_computation(model_class):
     assert [stack.path for stack in find_block_stacks(model_class(LoopConfig()))] == ["layers"]
 
@@ -178,7 +190,7 @@ def test_a_computation_with_layer_numbers_refuses_the_stack(model_class, code):
         find_block_stacks(model_class(LoopConfig()))
 
 
-@pytest.mark.parametrize("model_class", [Branches, Sum])
+@pytest.mark.parametrize("model_class", [Branches, Levels, Sum])
 def test_branches_are_no_stack(model_class):
     message = (
         rf"'layers': its entries run side by side, not one after the other: {model_class.__name__}\.forward: layer"

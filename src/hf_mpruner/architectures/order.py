@@ -44,6 +44,15 @@ def _loops_over(node: ast.AST, path: str) -> Iterator[tuple[str, list[ast.AST]]]
     else:
         return
     for target, over in loops:
+        if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "zip":
+            targets = target.elts if isinstance(target, ast.Tuple) else []
+            names = [
+                t.id
+                for t, a in zip(targets, over.args, strict=False)
+                if ast.unparse(a) == f"self.{path}" and isinstance(t, ast.Name)
+            ]
+            yield from ((name, inside) for name in names)
+            continue
         if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "enumerate":
             target = target.elts[-1] if isinstance(target, ast.Tuple) else target
             over = over.args[0]

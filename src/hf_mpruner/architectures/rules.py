@@ -188,6 +188,7 @@ BLOCK_COUNTS: Mapping[str, str] = dict.fromkeys(
 
 NO_BLOCKS: Mapping[str, str] = {
     "num_upscale_blocks": "each doubles the resolution",
+    "intraclass_block_number": "one for each level of a pyramid, side by side",
     "group_detr": "groups of queries",
     "num_res_blocks": "residual blocks at every resolution of an image tokenizer, on the way down and up",
 }
