@@ -22,7 +22,7 @@ test-all:  ## also the slow ones; still offline, still without an accelerator
 docs-check:  ## what the pages and docstrings say
 	$(PYTHON) -m pytest tests/test_docs.py tests/test_floors.py src
 
-zoo:  ## every model type of the installed transformers, and docs/architectures.md from it (half an hour)
+zoo:  ## every model type of the installed transformers, and docs/architectures.md from it (half an hour on two busy cores)
 	PYTHONPATH=src:tests/architectures $(PYTHON) -m zoo.sweep --jobs 2 --output runs/zoo.jsonl; swept=$$?; \
 	PYTHONPATH=src:tests/architectures $(PYTHON) -m zoo.table runs/zoo.jsonl --output docs/architectures.md && exit $$swept
 
