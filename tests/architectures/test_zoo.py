@@ -27,7 +27,7 @@ RIGHT = {
     "keys shared with a tail, a tensor with a layer axis": ["gemma3n_text", "gemma4_text"],
     "the first block owns something": ["t5", "umt5", "pix2struct_text_model"],
     "a constant of the total": ["minicpm3"],
-    "the layer's number in the code": ["diffllama", "rwkv"],
+    "the layer's number in the code": ["diffllama", "granite_speech_encoder"],
     "heads for each layer": ["deformable_detr"],
     "lists side by side": ["flaubert", "xlm"],
     "the number on the encoder": ["xlnet", "funnel"],
@@ -35,6 +35,7 @@ RIGHT = {
 REFUSED = {
     "one block, many times": ["albert"],
     "widths that grow": ["mobilenet_v1"],
+    "weights scaled by the layer's number": ["rwkv"],
 }
 
 
