@@ -199,15 +199,17 @@ def find_removals(stack: BlockStack) -> list[tuple[int, ...]]:
 def find_cuts(stacks: Sequence[BlockStack]) -> Iterator[dict[str, list[int]]]:
     """The kept layers of every cut to try: each stack by itself, then the middle of all stacks at once.
 
-    The first two stacks get every removal; those after them (towers, stages) the middle and the last one only.
+    The first two stacks get every removal, the next two (towers, stages) the middle and the last one, others one.
     """
     middles = {}
     for number, stack in enumerate(stacks):
         removals = find_removals(stack)
-        for removed in removals if number < 2 else dict.fromkeys((*removals[1:2], *removals[-1:])):
+        if number >= 2:
+            removals = list(dict.fromkeys((*removals[1:2], *removals[-1:])))[: 2 if number < 4 else 1]
+        for removed in removals:
             yield {stack.path: [layer for layer in range(stack.depth) if layer not in removed]}
         if removals:
-            middle = removals[1] if len(removals) > 1 else removals[0]
+            middle = removals[min(1, len(removals) - 1)] if number < 2 else removals[0]
             middles[stack.path] = [layer for layer in range(stack.depth) if layer not in middle]
     if len(middles) > 1:
         yield middles
