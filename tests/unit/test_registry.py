@@ -92,6 +92,20 @@ def test_a_custom_model_is_refused_with_what_is_not_known_and_registered():
     assert torch.equal(fresh(x), model(x))
 
 
+class Indexed(CustomModel):
+    """Reads its list by layer number already when it is built, and keeps nothing of it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        assert all(config.dilations[number] for number in range(config.num_layers))
+
+
+def test_a_list_that_is_read_by_layer_number_at_the_start_is_not_taken_for_another():
+    model = Indexed(CustomConfig(dilations=[1, 2, 3, 4]))
+    reasons = examine(model).refusals
+    assert any("config.dilations has one entry for each of the 4 layers" in reason for reason in reasons)
+
+
 def test_what_is_registered_is_for_its_type_alone():
     register_architecture("custom_for_registry", not_blocks=["num_hidden_layers"])
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9, "intermediate_size": 8}

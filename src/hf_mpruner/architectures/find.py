@@ -306,8 +306,9 @@ def _decides_other_list(
         return True  # nothing in this model reads it
     alone = FollowingField(field, "entries")
     built = _build_shorter(blueprint, field, stack.depth, (alone,))
-    if isinstance(built, str):  # so it goes with something else; the proof has built the shorter stack without it
-        return True
+    if isinstance(built, str):
+        # a layer missed its entry; or else the list goes with something that is not the stack, which was built without it
+        return "index out of range" not in built
     moved = _moved(lengths, built)
     return bool(moved) and stack.path not in moved
 
