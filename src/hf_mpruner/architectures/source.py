@@ -2,8 +2,8 @@
 
 Two builds of a model show every attribute, but not `if idx == self.num_layers // 2:` inside a `forward`. Such code gives
 another model when a layer before it goes, though saving and loading agree. So the source of the classes around and in
-the stack is parsed, and arithmetic or comparisons with these numbers refuse the stack. Indexing (`self.layers[i]`,
-`config.layer_types[i]`) is no arithmetic and is fine.
+the stack is parsed. Arithmetic and comparisons with these numbers are evaluated for every cut (`position.py`); where that
+is not possible they refuse the stack. Indexing (`self.layers[i]`, `config.layer_types[i]`) is no arithmetic and is fine.
 """
 
 from __future__ import annotations
