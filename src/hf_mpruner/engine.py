@@ -49,6 +49,8 @@ class PruningEngine:
         snapshot_directory (`Path`, *optional*): where `snapshot="disk"` writes.
         metric_hint: `(name, greater_is_better)` to fall back on, e.g. the Trainer's `metric_for_best_model`.
         verify_inputs (*optional*): returns a batch of model inputs, for `verify="full"`.
+        record (`PruningRecord`, *optional*): of a run that is gone on with: the model has its accepted cuts already, and
+            none is pending in the record.
 
     Raises:
         UnsupportedArchitectureError: if the model has no stack that can be cut.
@@ -68,6 +70,7 @@ class PruningEngine:
         snapshot_directory: Path | None = None,
         metric_hint: tuple[str | None, bool | None] = (None, None),
         verify_inputs: GiveInputs | None = None,
+        record: PruningRecord | None = None,
     ) -> None:
         """Look at the model and the config; nothing is measured or changed yet."""
         if config.verify == "full" and verify_inputs is None:
@@ -78,7 +81,7 @@ class PruningEngine:
         self.model = model
         self.config = config
         self.runtime = runtime or SingleProcess()
-        self._planner = RoundPlanner(model, config, measure)
+        self._planner = RoundPlanner(model, config, measure, record)
         self._evaluate = evaluate
         self._trains, self._snapshot_directory = trains, snapshot_directory
         self._metric_hint = metric_hint
@@ -86,6 +89,11 @@ class PruningEngine:
         self._metric: Metric | None = None
         self._cut: PendingCut | None = None
         self._next: RoundPlan | None = None
+        if record is not None:
+            self.record = record
+            if record.metric is not None and record.greater_is_better is not None:
+                self._metric = Metric(record.metric, record.greater_is_better)
+            return
         self.record = PruningRecord(
             self._planner.depths,
             model_type=model.config.model_type,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .architectures import BlockStack, find_block_stacks
@@ -47,6 +47,7 @@ class RoundPlanner:
         model (`PreTrainedModel`): read, not changed.
         config (`PruningConfig`): what the user asked for.
         measure: called with the live block stacks, returns a `SimilarityMatrix` for each path.
+        record (`PruningRecord`, *optional*): of the run that is gone on with; the model is as it left it.
 
     Attributes:
         depths (`dict[str, int]`): for each stack that may be cut, the layers it has now.
@@ -56,12 +57,19 @@ class RoundPlanner:
         ValueError: if the config names unknown stacks or layers, or protects every layer.
     """
 
-    def __init__(self, model: PreTrainedModel, config: PruningConfig, measure: Measure) -> None:
+    def __init__(
+        self, model: PreTrainedModel, config: PruningConfig, measure: Measure, record: PruningRecord | None = None
+    ) -> None:
         """Look at the model and the config; nothing is measured yet."""
         self.model, self.config = model, config
         self._measure = measure
         self._measured: tuple[dict[str, SimilarityMatrix], float] | None = None
         self._rejected: list[dict[str, tuple[int, ...]]] = []
+        if record is not None:
+            self.depths = dict(record.depths)
+            self._protected = resolve_protected(config.protect, self.depths)
+            self._adopt(record)
+            return
         stacks = _selected(find_block_stacks(model), config.stacks)
         self.depths = {stack.path: stack.depth for stack in stacks}
         self._protected = resolve_protected(config.protect, self.depths)
@@ -120,6 +128,22 @@ class RoundPlanner:
     def reject(self, plan: PruningPlan) -> None:
         """Do not plan this cut again; the model is as it was, so what was measured still holds."""
         self._rejected.append(plan.kept)
+
+    def _adopt(self, record: PruningRecord) -> None:
+        """Know what a run knew that is gone on with: what was measured and rejected since the last accepted cut.
+
+        Similarities are read from the record, to the bit, so that the next plan is the one that would have been made.
+        """
+        for round_ in reversed(record.rounds):
+            if round_.verdict != "rejected":
+                break
+            position = {path: {layer: i for i, layer in enumerate(kept)} for path, kept in record.kept.items()}
+            plan = {path: tuple(position[path][layer] for layer in round_.kept[path]) for path in round_.similarity}
+            self._rejected.insert(0, plan)
+            if self._measured is None:
+                matrices = {path: SimilarityMatrix.from_dict(values) for path, values in round_.similarity.items()}
+                live = {path: replace(one, layers=tuple(range(len(one.layers)))) for path, one in matrices.items()}
+                self._measured = (live, round_.analysis_seconds)
 
     def forget(self) -> None:
         """The model changed: what was measured and rejected no longer holds."""
