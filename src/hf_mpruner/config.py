@@ -61,8 +61,9 @@ class PruningConfig:
     Args:
         max_metric_drop (`float`): the largest accepted drop against the uncut model, in the metric's own unit
             (0.01 is one point of an accuracy in 0..1; the paper's gamma).
-        metric (`str`, *optional*): name as `compute_metrics` returns it (or `"loss"`). By default the Trainer's
-            `metric_for_best_model`, else the only metric that `compute_metrics` returns.
+        metric (`str`, *optional*): name as `compute_metrics` returns it; or `"loss"`, or `"perplexity"`, which is
+            `exp(loss)` if `compute_metrics` does not return it. By default the Trainer's `metric_for_best_model`, else
+            the only metric that `compute_metrics` returns.
         greater_is_better (`bool`, *optional*): known for the usual names; must be given for others.
 
     > How it recovers

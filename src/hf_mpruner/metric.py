@@ -46,9 +46,13 @@ class Metric:
     def read(self, metrics: Mapping[str, float]) -> float:
         """The deciding value of an evaluation's result; NaN and infinities are handed on.
 
+        A perplexity that `compute_metrics` does not return is `exp(loss)`: infinite if that overflows.
+
         Raises:
             ValueError: if the evaluation did not produce this metric; the text lists what it did produce.
         """
+        if self.name not in metrics and (loss := _loss_behind(self.name)) in metrics:
+            return _exp(float(metrics[loss]))
         if self.name not in metrics:
             raise ValueError(
                 f"metric={self.name!r} is not among what the evaluation produced: {_listed(metrics)}. Pass one of "
@@ -98,8 +102,7 @@ def choose_metric(
             f"PruningConfig(metric={(own or ['accuracy'])[0]!r})."
         )
     name = name.removeprefix("eval_")
-    if name not in metrics:
-        Metric(name, True).read(metrics)  # raises with the list of what there is
+    Metric(name, True).read(metrics)  # raises with the list of what there is
     if greater_is_better is None:
         greater_is_better = _known_direction(name)
     if greater_is_better is None:
@@ -122,6 +125,19 @@ def _known_direction(name: str) -> bool | None:
         if lowered == known or lowered.endswith(f"_{known}"):
             return direction
     return None
+
+
+def _loss_behind(name: str) -> str | None:
+    # "perplexity" is that of "loss", "data1_perplexity" (several evaluation sets) that of "data1_loss"
+    known = next((known for known in ("perplexity", "ppl") if name == known or name.endswith(f"_{known}")), None)
+    return None if known is None else f"{name.removesuffix(known)}loss"
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _is_number(value: object) -> bool:

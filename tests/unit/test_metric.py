@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from hf_mpruner.metric import Metric, choose_metric, is_finite, strip_prefix
@@ -53,6 +55,18 @@ def test_the_drop_is_in_the_metrics_own_unit(greater, drop):
 
 def test_prefixes_go_and_other_keys_stay():
     assert strip_prefix({"mpruner_loss": 1.0, "epoch": 2.0}, "mpruner") == {"loss": 1.0, "epoch": 2.0}
+
+
+def test_a_perplexity_that_nobody_returned_is_that_of_the_loss():
+    metric = choose_metric({"loss": 2.0, "data1_loss": 1.0}, "perplexity")
+    assert metric == Metric("perplexity", False)
+    assert metric.read({"loss": 2.0}) == math.exp(2.0)
+    assert Metric("data1_ppl", False).read({"loss": 2.0, "data1_loss": 1.0}) == math.exp(1.0)
+    assert metric.read({"loss": 2.0, "perplexity": 7.0}) == 7.0  # what compute_metrics says wins
+    assert metric.read({"loss": 1e4}) == math.inf
+    assert math.isnan(metric.read({"loss": math.nan}))
+    with pytest.raises(ValueError, match=r"metric='perplexity' is not among .*'accuracy'"):
+        choose_metric({"accuracy": 0.5}, "eval_perplexity")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
