@@ -127,10 +127,10 @@ def _known_direction(name: str) -> bool | None:
     return None
 
 
-def _loss_behind(name: str) -> str | None:
+def _loss_behind(name: str) -> str:
     # "perplexity" is that of "loss", "data1_perplexity" (several evaluation sets) that of "data1_loss"
     known = next((known for known in ("perplexity", "ppl") if name == known or name.endswith(f"_{known}")), None)
-    return None if known is None else f"{name.removesuffix(known)}loss"
+    return "" if known is None else f"{name.removesuffix(known)}loss"
 
 
 def _exp(value: float) -> float:
