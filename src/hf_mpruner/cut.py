@@ -99,7 +99,7 @@ def make_cut(
         runtime.after_edit()
         raise
     removed = edit.removed_parameters
-    optimizer_edit = OptimizerEdit(optimizer, scheduler, removed, edit.trims) if optimizer is not None else None
+    optimizer_edit = OptimizerEdit(optimizer, scheduler, removed, edit.trims, model) if optimizer is not None else None
     missing_before = find_missing_parameters(model, optimizer) if optimizer is not None else []
     kept_weights = None
     if snapshot is not None:

@@ -55,6 +55,10 @@ class OptimizerEdit:
         removed (`Iterable[nn.Parameter]`): parameters of the deleted blocks; some may be in no group.
         trimmed (`Mapping[nn.Parameter, Callable]`, *optional*): parameters that stay but lose entries, not yet changed,
             each with what makes a shorter tensor of one of its present shape. Their moments lose the same entries.
+        model (`nn.Module`, *optional*): what the optimizer trains. `optimizer.pt` numbers parameters by their place, and
+            a cut can change the order in which a model names them (T5's relative bias moves into the new first block).
+            A group that was in the model's order is put in the order of the model as it is when `apply` is called, i.e.
+            after the cut, as a fresh small model's would be. Groups in another order keep theirs.
 
     Raises:
         MPrunerError: from `apply`, if it was applied already or no parameter would be left to train; from `undo`, if
@@ -78,12 +82,15 @@ class OptimizerEdit:
         scheduler: Any,
         removed: Iterable[nn.Parameter],
         trimmed: Mapping[nn.Parameter, Callable[[Tensor], Tensor]] | None = None,
+        model: nn.Module | None = None,
     ) -> None:
-        """Look at the optimizer; nothing is changed yet."""
+        """Look at the optimizer; nothing is changed yet. The model is not cut yet either: its order is noted."""
         self._trimmed = {param: (param.shape, trim) for param, trim in (trimmed or {}).items()}
         self._optimizer = unwrap_optimizer(optimizer)
         self._schedulers = list(find_schedulers(scheduler))
         self._removed = set(removed)
+        self._model = model
+        self._ordered = [_in_order(group["params"], model) for group in self._optimizer.param_groups]
         self._before: _Before | None = None
 
     def apply(self) -> None:
@@ -128,6 +135,7 @@ class OptimizerEdit:
                 if key in group:
                     group[key][:] = [value for value, stays in zip(group[key], flags, strict=True) if stays]
         groups[:] = [before.groups[i] for i in kept_groups]
+        self._put_in_order(before)
         for values in _distinct(getattr(owner, name) for owner, name, _ in before.lists):
             values[:] = [values[i] for i in kept_groups]
 
@@ -148,7 +156,39 @@ class OptimizerEdit:
         self._restore_lists(before)
         self._restore_rates(before, survivors)
 
+    @property
+    def former_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters of each group before the edit; the live ones while nothing is applied."""
+        if self._before is None:
+            return [list(group["params"]) for group in self._optimizer.param_groups]
+        return [values["params"] for values in self._before.values]
+
+    @property
+    def dropped_groups(self) -> list[int]:
+        """Positions of the groups that lost all their parameters."""
+        if self._before is None:
+            return []
+        return [i for i in range(len(self._before.groups)) if i not in self._before.kept_groups]
+
+    @property
+    def removed_state(self) -> dict[Any, Any]:
+        """State of the removed parameters, by reference."""
+        return {} if self._before is None else dict(self._before.removed_state)
+
     # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _put_in_order(self, before: _Before) -> None:
+        """Each group that was in the order of the uncut model: in the order of the cut one."""
+        for position, (old, group) in enumerate(zip(before.kept_groups, self._optimizer.param_groups, strict=True)):
+            if self._model is None or not self._ordered[old]:
+                continue
+            place = _places(self._model)
+            places = [place.get(param, len(place)) for param in group["params"]]
+            order = sorted(range(len(places)), key=places.__getitem__)
+            for key in ("params", "param_names"):
+                if key in group:
+                    group[key][:] = [group[key][i] for i in order]
+            before.after[position] = list(group["params"])
 
     def _find_lists(self, num_groups: int) -> list[tuple[Any, str, list[Any]]]:
         """Every list of a scheduler that has one entry a group: `base_lrs`, `lr_lambdas`, `min_lrs`, ..."""
@@ -226,6 +266,21 @@ class OptimizerEdit:
             (scheduler.min_lrs[position] for scheduler in leaves if hasattr(scheduler, "min_lrs")), default=0.0
         )
         return max(former * factor, min(floor, former))
+
+
+def _places(model: nn.Module) -> dict[nn.Parameter, int]:
+    return {param: place for place, param in enumerate(model.parameters())}
+
+
+def _in_order(params: list[nn.Parameter], model: nn.Module | None) -> bool:
+    """Whether a group lists its parameters in the model's order; not, if one is no parameter of the model."""
+    if model is None:
+        return False
+    place = _places(model)
+    if any(param not in place for param in params):
+        return False
+    places = [place[param] for param in params]
+    return places == sorted(places)
 
 
 def _distinct(values: Iterable[list[Any]]) -> list[list[Any]]:
