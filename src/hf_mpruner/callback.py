@@ -7,19 +7,26 @@ backward pass is in flight there, and the gradients are empty.
 from __future__ import annotations
 
 import logging
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from .config import PruningConfig
+from .cut import PendingCut
 from .engine import PruningEngine
 from .errors import MPrunerError
+from .guard import DepthGuard
 from .optimizer import check_optimizer
 from .preflight import check_trainer, steps_per_epoch
 from .record import PruningRecord, Round
 from .report import PruningReport
-from .runtime import detect_runtime
+from .resume import Resumption, check_world_size, find_checkpoint, prepare, wrap_train
+from .rollback import names_of
+from .runtime import Runtime, detect_runtime
+from .seal import Sealer, sweep
 from .workbench import PREFIX, Workbench, trained_model
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_BEST = ("best_metric", "best_global_step", "best_model_checkpoint")
 NOT_BEGUN = "The pruning run has not begun: call trainer.train() first."
 NOT_ATTACHED = (
     "LayerPruningCallback is not attached to a Trainer. Add it with\n"
@@ -38,13 +46,19 @@ NOT_ATTACHED = (
     "before trainer.train()."
 )
 
+# What a Trainer with restore_callback_states_from_checkpoint makes anew must find the callback that was attached.
+_ATTACHED: weakref.WeakSet[LayerPruningCallback] = weakref.WeakSet()
 
-class LayerPruningCallback(TrainerCallback):
+
+class LayerPruningCallback(TrainerCallback, ExportableState):
     """Prune the layers of the model while `trainer` trains it (MPruner, Algorithm 1).
 
     Each round measures the similarity of neighbouring layers on calibration data, cuts the model in place, lets the
     Trainer train it for `config.recovery_epochs` epochs, evaluates it, and keeps the smaller model or goes back,
     exactly. `trainer.model` ends as the last accepted model, never as a candidate.
+
+    `trainer.train(resume_from_checkpoint=True)` goes on from the newest checkpoint that is whole, with the script
+    unchanged: the callback cuts the uncut model that the script builds before the Trainer loads weights into it.
 
     Args:
         trainer (`Trainer`, *optional*): the Trainer that it is added to; may be given later with `attach`.
@@ -75,12 +89,14 @@ class LayerPruningCallback(TrainerCallback):
         self._trainer: Trainer | None = None
         self._bench: Workbench | None = None
         self._recovered_epochs = 0
-        self._best: tuple[Any, Any, Any] = (None, None, None)
+        self._resumption: Resumption | None = None
+        self._guard: DepthGuard | None = None
+        self._sealer = Sealer()
         if trainer is not None:
             self.attach(trainer)
 
     def attach(self, trainer: Trainer) -> LayerPruningCallback:
-        """Bind to the Trainer that this callback belongs to.
+        """Bind to the Trainer that this callback belongs to; from now on its `train` knows how to resume.
 
         Raises:
             MPrunerError: if it is bound to another Trainer already.
@@ -90,8 +106,37 @@ class LayerPruningCallback(TrainerCallback):
                 "This LayerPruningCallback is attached to another Trainer. Make a new one for this Trainer: "
                 "LayerPruningCallback(trainer, config)."
             )
-        self._trainer = trainer
+        if self._trainer is None:
+            self._trainer = trainer
+            _ATTACHED.add(self)
+            wrap_train(trainer, LayerPruningCallback, self._prepare_resume, self._abandon_resume)
         return self
+
+    def _abandon_resume(self) -> None:
+        if self._resumption is not None:  # training did not begin
+            self._resumption.undo()
+            self._resumption = None
+
+    def _prepare_resume(self, resume_from_checkpoint: Any) -> str | None:
+        trainer = self._bound()
+        checkpoint = find_checkpoint(resume_from_checkpoint, trainer.args.output_dir)
+        if self.engine is not None:
+            self.engine.rollback()
+        self._resumption = prepare(trainer, lambda: trained_model(trainer), checkpoint)
+        return None if checkpoint is None else str(checkpoint.folder)
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into `trainer_state.json`: nothing; our record lies beside it.
+
+        The Trainer asks for it while it saves a checkpoint, after weights and optimizer are written and before older
+        checkpoints are deleted. So this is the moment to seal the new one.
+        """
+        trainer = self._trainer
+        if trainer is not None and self.engine is not None and trainer.control.should_save:
+            folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{trainer.state.global_step}"
+            if folder.is_dir():
+                self._sealer.seal(folder, self.engine)
+        return {"args": {}, "attributes": {}}
 
     @property
     def record(self) -> PruningRecord:
@@ -122,13 +167,28 @@ class LayerPruningCallback(TrainerCallback):
         """Check everything that can be checked before any work is done."""
         trainer = self._bound(state)
         runtime = detect_runtime(trainer)
-        check_optimizer(trained_model(trainer), kwargs["optimizer"])
-        check_trainer(trainer, self.config, state, kwargs["train_dataloader"])
-        if self.engine is not None and self.engine.model is trainer.model:
+        model, resumption = trained_model(trainer), self._resumption
+        check_optimizer(model, kwargs["optimizer"])
+        check_trainer(trainer, self.config, state, kwargs["train_dataloader"], resumed=resumption is not None)
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if resumption is None and self.engine is not None and self.engine.model is model:
             self.engine.rollback()  # of a training that was interrupted between a cut and its verdict
             self.engine.reopen()
             return
+        self._build(trainer, runtime, None if resumption is None else resumption.record)
+        self._watch(model, state)
+        if args.output_dir is not None and runtime.is_main_process:
+            sweep(Path(args.output_dir))
+        if resumption is not None:
+            self._resumption = None
+            if resumption.record.pending is not None:
+                self._rebuild(resumption, runtime, state, kwargs)
+
+    def _build(self, trainer: Trainer, runtime: Runtime, record: PruningRecord | None) -> None:
+        args = trainer.args
         bench = Workbench(trainer, self.config, self.calibration)
+        if record is not None:
+            check_world_size(record, args.world_size)
         self.engine = PruningEngine(
             trained_model(trainer),
             self.config,
@@ -139,9 +199,35 @@ class LayerPruningCallback(TrainerCallback):
             snapshot_directory=Path(args.output_dir or "."),
             metric_hint=((args.metric_for_best_model or "").removeprefix("eval_") or None, args.greater_is_better),
             verify_inputs=bench.verify_inputs,
+            record=record,
         )
+        self.engine.record.world_size = args.world_size
         self.engine.record.calibration = bench.prepare_calibration()
         self._bench = bench
+
+    def _watch(self, model: Any, state: TrainerState) -> None:
+        engine = self._started()
+        if self._guard is not None:
+            self._guard.remove()
+
+        def withdraw() -> None:
+            engine.withdraw("the weights before this cut are loaded, since training ended before its verdict")
+            self._after_verdict(engine.record.rounds[-1], state)
+
+        self._guard = DepthGuard(model, list(engine.record.depths), engine.depth_before, withdraw)
+
+    def _rebuild(self, resumption: Resumption, runtime: Runtime, state: TrainerState, kwargs: Any) -> None:
+        engine, trainer = self._started(), self._bound()
+        optimizer, scheduler, scaler = kwargs["optimizer"], kwargs["lr_scheduler"], trainer.accelerator.scaler
+
+        def make(plan: PruningPlan, round_: Round) -> PendingCut:
+            self._sealer.before = names_of(trainer.model)
+            return engine.carry_out(plan, optimizer, scheduler, scaler=scaler)
+
+        cut, following = resumption.rebuild(engine.model, optimizer, scaler, make, runtime)
+        engine.adopt(cut, following)
+        steps = steps_per_epoch(kwargs["train_dataloader"], trainer.args)
+        self._recovered_epochs = (state.global_step - engine.record.rounds[-1].started_at_step) // steps
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -149,6 +235,9 @@ class LayerPruningCallback(TrainerCallback):
         """Cut, if a round is due and enough epochs are left to judge it."""
         engine = self._started()
         steps = steps_per_epoch(kwargs["train_dataloader"], args)
+        if engine.pending and self._recovered_epochs >= self.config.recovery_epochs:
+            # resumed from a checkpoint of an epoch's last step: that epoch's end does not come again
+            self._decide(state)
         if engine.pending or engine.done or state.global_step < self.config.start_epoch * steps:
             return
         if state.max_steps - state.global_step < self.config.recovery_epochs * steps:
@@ -180,12 +269,6 @@ class LayerPruningCallback(TrainerCallback):
                     engine.plan_round()
             control.should_training_stop = control.should_training_stop or engine.done
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the record beside the checkpoint's weights."""
-        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-        if self.engine is not None and state.is_world_process_zero and folder.is_dir():
-            self.engine.record.save(folder)
-
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -200,7 +283,8 @@ class LayerPruningCallback(TrainerCallback):
 
     def _start_round(self, state: TrainerState, optimizer: Any, scheduler: Any) -> bool:
         engine = self._started()
-        best = (state.best_metric, state.best_global_step, state.best_model_checkpoint)
+        best = {name: getattr(state, name) for name in _BEST}
+        before = names_of(self._bound().model)
         with self._workbench().aside():
             scaler = self._bound().accelerator.scaler
             number = len(engine.record.rounds)
@@ -210,7 +294,7 @@ class LayerPruningCallback(TrainerCallback):
                 refused = {f"{PREFIX}_accepted": 0.0, f"{PREFIX}_refused": 1.0}
                 self._workbench().log({**self._facts(round_), **refused})
         if cut:
-            self._best = best
+            engine.record.best, self._sealer.before = best, before
             self._workbench().log(self._facts(engine.record.rounds[-1]))
         return cut
 
@@ -218,14 +302,17 @@ class LayerPruningCallback(TrainerCallback):
         engine = self._started()
         with self._workbench().aside():
             round_ = engine.decide(step=state.global_step)
-        if round_.verdict == "rejected":
-            best = self._best
-            if best[2] is not None and not Path(best[2]).is_dir():
-                best = (None, None, None)
-        else:
-            # a checkpoint of the bigger model must not be loaded into this one at the end
-            best = (None, None, None)
-        state.best_metric, state.best_global_step, state.best_model_checkpoint = best
+        self._after_verdict(round_, state)
+
+    def _after_verdict(self, round_: Round, state: TrainerState) -> None:
+        engine = self._started()
+        self._sealer.forget()
+        best = engine.record.best or {}
+        if round_.verdict != "rejected" or not Path(best.get("best_model_checkpoint") or "").is_dir():
+            best = {}  # a checkpoint of the bigger model must not be loaded into this one at the end
+        for name in _BEST:
+            setattr(state, name, best.get(name))
+        engine.record.best = None
         facts = self._facts(round_)
         facts[f"{PREFIX}_accepted"] = float(round_.verdict != "rejected")
         if round_.after.metric is not None:
@@ -244,6 +331,10 @@ class LayerPruningCallback(TrainerCallback):
         }
 
     def _bound(self, state: TrainerState | None = None) -> Trainer:
+        if self._trainer is None and state is not None:
+            twin = next((cb for cb in _ATTACHED if cb._trainer is not None and cb._trainer.state is state), None)
+            if twin is not None:  # restore_callback_states_from_checkpoint made a new callback in its place
+                self.__dict__ = twin.__dict__
         if self._trainer is None:
             raise MPrunerError(NOT_ATTACHED)
         if state is not None:

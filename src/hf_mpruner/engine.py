@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .architectures import parameters_after
-from .clusters import LayerCluster
 from .config import PruningConfig
 from .cut import PendingCut, make_cut
 from .errors import MPrunerError, UnsupportedArchitectureError
 from .metric import Metric, choose_metric, is_finite
-from .planner import Measure, RoundPlan, RoundPlanner
+from .plan import PruningPlan
+from .planner import Measure, RoundPlan, RoundPlanner, original_clusters
 from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime, SingleProcess
 
@@ -109,6 +109,15 @@ class PruningEngine:
         return self._cut is not None
 
     @property
+    def cut(self) -> PendingCut | None:
+        """The cut that waits for its verdict."""
+        return self._cut
+
+    def depth_before(self) -> dict[str, int]:
+        """Depths before the pending cut, by stack path; empty if none is pending."""
+        return {path: len(layers) for path, layers in self.record.kept.items()} if self.pending else {}
+
+    @property
     def done(self) -> bool:
         """Whether no further round follows; `record.stopped` says why."""
         return self.record.stopped is not None and not self.pending
@@ -183,18 +192,7 @@ class PruningEngine:
         while (following := self.plan_round()) is not None:
             round_ = self._new_round(following, step)
             try:
-                self._cut = make_cut(
-                    self.model,
-                    following.plan,
-                    optimizer,
-                    scheduler,
-                    scaler=scaler,
-                    runtime=self.runtime,
-                    snapshot=self.config.snapshot if self._trains else None,
-                    snapshot_directory=self._snapshot_directory,
-                    freeze_untouched=self.config.freeze_untouched,
-                    verify_inputs=None if self._verify_inputs is None else self._verify_inputs(),
-                )
+                self._cut = self.carry_out(following.plan, optimizer, scheduler, scaler=scaler)
             except UnsupportedArchitectureError as error:
                 self._refuse(round_, following, error)
                 continue
@@ -202,6 +200,21 @@ class PruningEngine:
             self.record.rounds.append(round_)
             return True
         return False
+
+    def carry_out(self, plan: PruningPlan, optimizer: Any, scheduler: Any, *, scaler: Any = None) -> PendingCut:
+        """Make a cut as the config says: verified, with a snapshot if the model trains, with what recovers it."""
+        return make_cut(
+            self.model,
+            plan,
+            optimizer,
+            scheduler,
+            scaler=scaler,
+            runtime=self.runtime,
+            snapshot=self.config.snapshot if self._trains else None,
+            snapshot_directory=self._snapshot_directory,
+            freeze_untouched=self.config.freeze_untouched,
+            verify_inputs=None if self._verify_inputs is None else self._verify_inputs(),
+        )
 
     def decide(self, *, step: int = 0) -> Round:
         """Evaluate the cut model and keep it, or go back to the model before the cut.
@@ -248,6 +261,22 @@ class PruningEngine:
         self._cut = self._next = None
         self.record.rounds.pop()
 
+    def withdraw(self, reason: str, *, step: int = 0) -> None:
+        """Reject a pending cut without an evaluation, e.g. since the weights before it are about to be loaded."""
+        round_, cut = self.record.pending, self._cut
+        if round_ is None or cut is None or self._next is None:
+            return
+        self.runtime.before_edit()
+        cut.undo()
+        self._cut = None
+        self.runtime.after_edit()
+        round_.reason, round_.decided_at_step = reason, step
+        self._reject(round_, self._next)
+
+    def adopt(self, cut: PendingCut, following: RoundPlan) -> None:
+        """Go on with a cut that was pending in a checkpoint and has been made again; its round is in the record."""
+        self._cut, self._next = cut, following
+
     def _new_round(self, following: RoundPlan, step: int) -> Round:
         original, plan = self.record.kept, following.plan
         kept = {path: [original[path][i] for i in stack.kept] for path, stack in plan.stacks.items()}
@@ -255,7 +284,7 @@ class PruningEngine:
             number=len(self.record.rounds) + 1,
             granularity=following.granularity,
             kept={**original, **kept},
-            clusters=_original_clusters(following.clusters, original),
+            clusters=original_clusters(following.clusters, original),
             similarity={
                 path: replace(matrix, layers=tuple(original[path])).to_dict()
                 for path, matrix in following.matrices.items()
@@ -321,12 +350,3 @@ def _hub_id(model: PreTrainedModel) -> str | None:
     # a path of this machine says nothing to whoever reads the plan elsewhere, so only Hub ids are recorded
     name = getattr(model.config, "_name_or_path", "") or ""
     return None if not name or Path(name).exists() or name.startswith(("/", ".", "~")) else name
-
-
-def _original_clusters(
-    clusters: Mapping[str, list[LayerCluster]], original: Mapping[str, list[int]]
-) -> dict[str, list[list[int]]]:
-    return {
-        path: [[original[path][i] for i in cluster.layers] for cluster in found if len(cluster.layers) > 1]
-        for path, found in clusters.items()
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -135,11 +135,12 @@ class RoundPlanner:
         Similarities are read from the record, to the bit, so that the next plan is the one that would have been made.
         """
         for round_ in reversed(record.rounds):
-            if round_.verdict != "rejected":
+            if round_.verdict not in ("rejected", "pending"):
                 break
             position = {path: {layer: i for i, layer in enumerate(kept)} for path, kept in record.kept.items()}
             plan = {path: tuple(position[path][layer] for layer in round_.kept[path]) for path in round_.similarity}
-            self._rejected.insert(0, plan)
+            if round_.verdict == "rejected":
+                self._rejected.insert(0, plan)
             if self._measured is None:
                 matrices = {path: SimilarityMatrix.from_dict(values) for path, values in round_.similarity.items()}
                 live = {path: replace(one, layers=tuple(range(len(one.layers)))) for path, one in matrices.items()}
@@ -159,3 +160,13 @@ def _selected(stacks: list[BlockStack], paths: list[str] | None) -> list[BlockSt
             f"stacks={unknown} are no block stacks of this model. Its stacks are: {', '.join(known)}; pass some of these."
         )
     return [stack for stack in stacks if paths is None or stack.path in paths]
+
+
+def original_clusters(
+    clusters: Mapping[str, list[LayerCluster]], original: Mapping[str, list[int]]
+) -> dict[str, list[list[int]]]:
+    """Layers of the clusters of two or more, in the original numbering."""
+    return {
+        path: [[original[path][i] for i in cluster.layers] for cluster in found if len(cluster.layers) > 1]
+        for path, found in clusters.items()
+    }

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerState, TrainingArguments
 
 
-def check_trainer(trainer: Trainer, config: PruningConfig, state: TrainerState, train_dataloader: Any) -> None:
+def check_trainer(
+    trainer: Trainer, config: PruningConfig, state: TrainerState, train_dataloader: Any, *, resumed: bool = False
+) -> None:
     """Refuse a setting in which rounds could not be judged, or a run that cannot be gone on with.
 
     Args:
@@ -21,6 +23,7 @@ def check_trainer(trainer: Trainer, config: PruningConfig, state: TrainerState, 
         config (`PruningConfig`): what the user asked for.
         state (`TrainerState`): as `on_train_begin` receives it.
         train_dataloader: one epoch of training batches.
+        resumed (`bool`): whether the model was cut as the checkpoint says.
 
     Raises:
         ValueError: without an evaluation set, without anything to judge by, or with too few epochs for one round.
@@ -49,7 +52,8 @@ def check_trainer(trainer: Trainer, config: PruningConfig, state: TrainerState, 
             "auto_find_batch_size=True restarts the training with a model that may have been cut already. Pass "
             "auto_find_batch_size=False and a batch size that fits. Nothing was changed."
         )
-    _check_not_resumed(trainer.args, state)
+    if not resumed:
+        _check_not_resumed(trainer.args, state)
 
 
 def steps_per_epoch(loader: Any, args: TrainingArguments) -> int:
@@ -67,7 +71,7 @@ def _check_not_resumed(args: TrainingArguments, state: TrainerState) -> None:
         return
     if PruningRecord.load(folder).rounds:
         raise UnsupportedBackendError(
-            f"'{folder}' was saved by a pruning run that had cut the model. Resuming it with the uncut model would "
-            f"train weights that were never saved. Load the smaller model with from_pretrained('{folder}') and start "
-            "a new training with it."
+            f"'{folder}' was saved by a pruning run that had cut the model, but this model was not cut before its weights "
+            "were loaded. Call trainer.train(resume_from_checkpoint=...) after the callback was made with this trainer "
+            "(or attached to it)."
         )

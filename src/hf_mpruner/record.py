@@ -85,6 +85,8 @@ class PruningRecord:
         rounds (`list[Round]`): in order.
         stopped (`str`, *optional*): why no further round follows.
         calibration (`dict`): facts about the calibration data, e.g. where it came from and how many examples.
+        world_size (`int`): number of processes that trained.
+        best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
     """
 
     depths: dict[str, int]
@@ -99,6 +101,8 @@ class PruningRecord:
     rounds: list[Round] = field(default_factory=list)
     stopped: str | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
+    world_size: int = 1
+    best: dict[str, Any] | None = None
 
     @property
     def pending(self) -> Round | None:

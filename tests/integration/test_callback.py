@@ -399,17 +399,6 @@ def test_automatic_batch_size(make_trainer):
     assert_refused(trainer, errors.UnsupportedBackendError, "auto_find_batch_size=True restarts the training")
 
 
-def test_resuming_a_run_that_had_cut_is_refused_until_it_can_be_done(make_trainer, make_bert):
-    trainer = make_trainer(save_strategy="steps", save_steps=2, num_train_epochs=2)
-    add(trainer, max_metric_drop=1.0, recovery_epochs=2)
-    trainer.train()
-    again = make_trainer(model=make_bert(num_labels=2), num_train_epochs=2)
-    add(again, max_metric_drop=1.0)
-    checkpoint = f"{again.args.output_dir}/checkpoint-2"
-    with pytest.raises((errors.UnsupportedBackendError, ValueError), match=r"cut the model|doesn't match the size"):
-        again.train(resume_from_checkpoint=checkpoint)
-
-
 def test_results_before_training_begins(make_trainer):
     with pytest.raises(errors.MPrunerError, match=r"has not begun: call trainer\.train\(\) first"):
         _ = add(make_trainer()).report

@@ -111,9 +111,7 @@ class Snapshot:
             MPrunerError: if the snapshot was released, or its file is missing, truncated or not readable; the model
                 is untouched then.
         """
-        live = self._live
-        if live is None:
-            raise MPrunerError("This snapshot was released: nothing is left to go back to.")
+        live = self._require()
         saved = self._store.read()
         for tensor, values in zip(live.tensors, saved, strict=True):
             local_tensor(tensor).copy_(values)
@@ -128,10 +126,55 @@ class Snapshot:
         if live.scaler is not None:
             live.scaler.load_state_dict(live.scaler_state)
 
+    def saved_values(self) -> dict[int, Tensor]:
+        """The stored values, by the `id` of the live tensor they belong to.
+
+        Raises:
+            MPrunerError: as `restore`.
+        """
+        live = self._require()
+        return {id(tensor): values for tensor, values in zip(live.tensors, self._store.read(), strict=True)}
+
+    def saved_training(self) -> SavedTraining:
+        """The stored state of optimizer and scaler, and the flags, with stored values in place of live tensors.
+
+        Raises:
+            MPrunerError: as `restore`.
+        """
+        live, values = self._require(), self.saved_values()
+        return SavedTraining(
+            states={param: _with_values(state, values) for param, state in live.states.items()},
+            groups=[_with_values(options, values) for _, options in live.groups],
+            flags=live.flags,
+            scaler_state=live.scaler_state,
+        )
+
+    def _require(self) -> _Live:
+        if self._live is None:
+            raise MPrunerError("This snapshot was released: nothing is left to go back to.")
+        return self._live
+
     def release(self) -> None:
         """Free the copies and delete the file; may be called again. `restore` is an error from now on."""
         self._live = None
         self._store.release()
+
+
+@dataclass(frozen=True)
+class SavedTraining:
+    """What a snapshot holds besides weights and buffers.
+
+    Args:
+        states (`dict`): optimizer state by live parameter.
+        groups (`list[dict]`): the options of each parameter group that go back with the weights.
+        flags: `requires_grad` of every parameter.
+        scaler_state (`dict`): of the gradient scaler; empty without one.
+    """
+
+    states: dict[Any, Any]
+    groups: list[dict[str, Any]]
+    flags: list[tuple[nn.Parameter, bool]]
+    scaler_state: dict[str, Any]
 
 
 @dataclass
@@ -216,6 +259,16 @@ def _containers(value: Any) -> Any:
         return {key: _containers(item) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_containers(item) for item in value)
+    return value
+
+
+def _with_values(value: Any, values: dict[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return values[id(value)]
+    if isinstance(value, dict):
+        return {key: _with_values(item, values) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_with_values(item, values) for item in value)
     return value
 
 

@@ -1,0 +1,192 @@
+"""A pending cut in a file: the model and the optimizer as they were before it, so that a resumed run can go back, too."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import MPrunerError, UnsupportedBackendError
+from .optimizer import unwrap_optimizer
+from .storage import write_tensors
+
+if TYPE_CHECKING:
+    from .cut import PendingCut
+
+_VERSION = 1
+
+
+def names_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of a model by name, each once; to be taken before a cut."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def write_rollback(file: Path, before: Mapping[str, Tensor], cut: PendingCut) -> None:
+    """Write what `cut.undo()` would bring back: weights, buffers, optimizer state, flags, by the names before the cut.
+
+    Args:
+        file (`Path`): where to; complete or absent.
+        before (`Mapping[str, Tensor]`): `names_of` the model before the cut.
+        cut (`PendingCut`): not yet decided.
+
+    Raises:
+        MPrunerError: if the file cannot be written; the training is as it was.
+    """
+    if cut.snapshot is None:
+        raise MPrunerError("This cut has no snapshot, so nothing can be written to go back to.")
+    names = {id(tensor): name for name, tensor in before.items()}
+    saved, training = cut.snapshot.saved_values(), cut.snapshot.saved_training()
+    # what the snapshot does not hold belongs to the removed blocks, which nobody trains: the live tensor is as it was
+    values: dict[str, Any] = {
+        "version": _VERSION,
+        "tensors": {name: saved.get(id(tensor), tensor.detach()) for name, tensor in before.items()},
+        "flags": {names[id(param)]: flag for param, flag in training.flags},
+        "scaler": training.scaler_state,
+    }
+    if cut.optimizer_edit is not None:
+        states = {**cut.optimizer_edit.removed_state, **training.states}
+        values["optimizer"] = {
+            "groups": [[names[id(param)] for param in params] for params in cut.optimizer_edit.former_groups],
+            "dropped": cut.optimizer_edit.dropped_groups,
+            "options": training.groups,
+            "state": {names[id(param)]: state for param, state in states.items()},
+        }
+    write_tensors(file, values)
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """The contents of a rollback file.
+
+    Args:
+        tensors (`dict[str, Tensor]`): parameters and buffers before the cut.
+        flags (`dict[str, bool]`): `requires_grad` of the parameters.
+        optimizer (`dict`, *optional*): names of each group's parameters, options, states by name.
+        scaler (`dict`): state of the gradient scaler.
+    """
+
+    tensors: dict[str, Tensor]
+    flags: dict[str, bool]
+    optimizer: dict[str, Any] | None
+    scaler: dict[str, Any]
+
+    @classmethod
+    def read(cls, file: Path) -> Rollback:
+        """Read a file that `write_rollback` wrote.
+
+        Raises:
+            MPrunerError: if it is missing, truncated or of a newer format.
+        """
+        try:
+            values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            if values["version"] > _VERSION:
+                raise ValueError(f"it has format {values['version']}, this hf_mpruner reads up to {_VERSION}")
+        except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise MPrunerError(
+                f"'{file}' cannot be read: {error}. It holds the model before a cut that was not decided; without it the "
+                "run cannot go on from this checkpoint. Resume from an older one."
+            ) from error
+        return cls(values["tensors"], values["flags"], values.get("optimizer"), values["scaler"])
+
+    @torch.no_grad()
+    def restore_model(self, model: nn.Module) -> None:
+        """Write weights, buffers and flags into a model that has all its blocks again.
+
+        Raises:
+            MPrunerError: if names or shapes differ; nothing was written then.
+        """
+        live = names_of(model)
+        wrong = sorted(live.keys() ^ self.tensors.keys()) or [
+            name for name, tensor in live.items() if tensor.shape != self.tensors[name].shape
+        ]
+        if wrong:
+            raise MPrunerError(
+                f"The model before the pending cut cannot be put back: '{wrong[0]}' is not the same in {type(model).__name__} "
+                "and in the checkpoint. Build the model as the first run did, or resume from an older checkpoint."
+            )
+        for name, tensor in live.items():
+            tensor.detach().copy_(self.tensors[name])
+        for name, param in model.named_parameters():
+            param.requires_grad_(self.flags[name])
+            param.grad = None
+
+    def restore_optimizer(self, model: nn.Module, optimizer: Any) -> None:
+        """Put the groups and states before the cut into an optimizer that holds the candidate's.
+
+        Raises:
+            UnsupportedBackendError: if the cut had emptied a parameter group, whose schedule is not in the checkpoint.
+        """
+        if self.optimizer is None:
+            return
+        inner = unwrap_optimizer(optimizer)
+        params = dict(model.named_parameters())
+        if self.optimizer["dropped"] or len(inner.param_groups) != len(self.optimizer["groups"]):
+            raise UnsupportedBackendError(
+                f"The pending cut had emptied a parameter group of {type(inner).__name__}, and what its schedule was is "
+                "not in the checkpoint. Resume from a checkpoint that was saved before that cut or after its verdict "
+                '(save_strategy="epoch" makes such). Nothing was changed.'
+            )
+        # the step counts of fused and capturable optimizers lie beside the weights, those of others on the CPU
+        counts = (v.device for s in inner.state.values() for v in s.values() if isinstance(v, Tensor) and not v.dim())
+        place = next(counts, torch.device("cpu"))
+        inner.state.clear()
+        groups = zip(inner.param_groups, self.optimizer["groups"], self.optimizer["options"], strict=True)
+        for group, names, options in groups:
+            group["params"][:] = [params[name] for name in names]
+            if "param_names" in group:
+                group["param_names"][:] = names
+            group.update(options)
+        for name, state in self.optimizer["state"].items():
+            inner.state[params[name]] = {
+                key: _owned(value, params[name].device, place) for key, value in state.items()
+            }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights and optimizer state of a candidate, by name: lifted off, and put back once the cut is made again."""
+
+    tensors: dict[str, Tensor]
+    states: dict[str, dict[str, Any]]
+    options: list[dict[str, Any]]
+    scaler: dict[str, Any]
+
+    @classmethod
+    def lift(cls, model: nn.Module, optimizer: Any, scaler: Any) -> Candidate:
+        """Copy what the Trainer has loaded from the checkpoint."""
+        inner = unwrap_optimizer(optimizer)
+        names = {id(param): name for name, param in model.named_parameters()}
+        return cls(
+            tensors={name: tensor.detach().clone() for name, tensor in names_of(model).items()},
+            states={names[id(param)]: dict(state) for param, state in inner.state.items()},
+            options=[{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in inner.param_groups],
+            scaler={} if scaler is None else scaler.state_dict(),
+        )
+
+    @torch.no_grad()
+    def put_back(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:
+        """Write it into the model that was cut again."""
+        inner = unwrap_optimizer(optimizer)
+        for name, tensor in names_of(model).items():
+            tensor.detach().copy_(self.tensors[name])
+        params = dict(model.named_parameters())
+        for param in params.values():
+            inner.state.pop(param, None)
+        for name, state in self.states.items():
+            inner.state[params[name]] = state
+        for group, options in zip(inner.param_groups, self.options, strict=True):
+            group.update(options)
+        if scaler is not None:
+            scaler.load_state_dict(self.scaler)
+
+
+def _owned(value: Any, device: torch.device, place: torch.device) -> Any:
+    """A tensor that is no view into the mapped file, where the optimizer expects it."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device if value.dim() else place, copy=True)
