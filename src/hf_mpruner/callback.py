@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -27,7 +27,7 @@ from .resume import Resumption, check_world_size, find_checkpoint, prepare, wrap
 from .rollback import names_of
 from .runtime import Runtime, detect_runtime
 from .seal import Sealer, sweep
-from .workbench import PREFIX, Workbench, trained_model
+from .workbench import PREFIX, Workbench, round_facts, trained_model
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -57,8 +57,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
     Trainer train it for `config.recovery_epochs` epochs, evaluates it, and keeps the smaller model or goes back,
     exactly. `trainer.model` ends as the last accepted model, never as a candidate.
 
-    `trainer.train(resume_from_checkpoint=True)` goes on from the newest checkpoint that is whole, with the script
-    unchanged: the callback cuts the uncut model that the script builds before the Trainer loads weights into it.
+    `trainer.train(resume_from_checkpoint=True)` goes on from the newest whole checkpoint, with the script unchanged.
 
     Args:
         trainer (`Trainer`, *optional*): the Trainer that it is added to; may be given later with `attach`.
@@ -126,11 +125,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         return None if checkpoint is None else str(checkpoint.folder)
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer writes into `trainer_state.json`: nothing; our record lies beside it.
-
-        The Trainer asks for it while it saves a checkpoint, after weights and optimizer are written and before older
-        checkpoints are deleted. So this is the moment to seal the new one.
-        """
+        """Seal a checkpoint: asked for when weights and optimizer are written and no older checkpoint is deleted yet."""
         trainer = self._trainer
         if trainer is not None and self.engine is not None and trainer.control.should_save:
             folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{trainer.state.global_step}"
@@ -170,7 +165,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         model, resumption = trained_model(trainer), self._resumption
         check_optimizer(model, kwargs["optimizer"])
         check_trainer(trainer, self.config, state, kwargs["train_dataloader"], resumed=resumption is not None)
-        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        cast(dict, state.stateful_callbacks).setdefault(type(self).__name__, self.state())
         if resumption is None and self.engine is not None and self.engine.model is model:
             self.engine.rollback()  # of a training that was interrupted between a cut and its verdict
             self.engine.reopen()
@@ -221,7 +216,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         optimizer, scheduler, scaler = kwargs["optimizer"], kwargs["lr_scheduler"], trainer.accelerator.scaler
 
         def make(plan: PruningPlan, round_: Round) -> PendingCut:
-            self._sealer.before = names_of(trainer.model)
+            self._sealer.before = names_of(engine.model)
             return engine.carry_out(plan, optimizer, scheduler, scaler=scaler)
 
         cut, following = resumption.rebuild(engine.model, optimizer, scaler, make, runtime)
@@ -284,7 +279,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
     def _start_round(self, state: TrainerState, optimizer: Any, scheduler: Any) -> bool:
         engine = self._started()
         best = {name: getattr(state, name) for name in _BEST}
-        before = names_of(self._bound().model)
+        before = names_of(engine.model)
         with self._workbench().aside():
             scaler = self._bound().accelerator.scaler
             number = len(engine.record.rounds)
@@ -292,10 +287,10 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         for round_ in engine.record.rounds[number:]:
             if round_.refused:
                 refused = {f"{PREFIX}_accepted": 0.0, f"{PREFIX}_refused": 1.0}
-                self._workbench().log({**self._facts(round_), **refused})
+                self._workbench().log({**round_facts(round_), **refused})
         if cut:
             engine.record.best, self._sealer.before = best, before
-            self._workbench().log(self._facts(engine.record.rounds[-1]))
+            self._workbench().log(round_facts(engine.record.rounds[-1]))
         return cut
 
     def _decide(self, state: TrainerState) -> None:
@@ -313,7 +308,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         for name in _BEST:
             setattr(state, name, best.get(name))
         engine.record.best = None
-        facts = self._facts(round_)
+        facts = round_facts(round_)
         facts[f"{PREFIX}_accepted"] = float(round_.verdict != "rejected")
         if round_.after.metric is not None:
             facts[f"{PREFIX}_{engine.record.metric}"] = round_.after.metric
@@ -321,14 +316,6 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
             facts[f"{PREFIX}_drop"] = round_.drop
         self._workbench().log(facts)
         logger.info("Round %d %s: %s", round_.number, round_.verdict, round_.reason)
-
-    def _facts(self, round_: Round) -> dict[str, float]:
-        layers = sum(len(kept) for kept in round_.kept.values())
-        return {
-            f"{PREFIX}_round": round_.number,
-            f"{PREFIX}_layers": layers,
-            f"{PREFIX}_parameters": round_.after.parameters,
-        }
 
     def _bound(self, state: TrainerState | None = None) -> Trainer:
         if self._trainer is None and state is not None:

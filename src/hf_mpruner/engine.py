@@ -87,7 +87,7 @@ class PruningEngine:
         self._metric_hint = metric_hint
         self._verify_inputs = verify_inputs if config.verify == "full" else None
         self._metric: Metric | None = None
-        self._cut: PendingCut | None = None
+        self.cut: PendingCut | None = None
         self._next: RoundPlan | None = None
         if record is not None:
             self.record = record
@@ -106,12 +106,7 @@ class PruningEngine:
     @property
     def pending(self) -> bool:
         """Whether a cut waits for its verdict."""
-        return self._cut is not None
-
-    @property
-    def cut(self) -> PendingCut | None:
-        """The cut that waits for its verdict."""
-        return self._cut
+        return self.cut is not None
 
     def depth_before(self) -> dict[str, int]:
         """Depths before the pending cut, by stack path; empty if none is pending."""
@@ -192,7 +187,7 @@ class PruningEngine:
         while (following := self.plan_round()) is not None:
             round_ = self._new_round(following, step)
             try:
-                self._cut = self.carry_out(following.plan, optimizer, scheduler, scaler=scaler)
+                self.cut = self.carry_out(following.plan, optimizer, scheduler, scaler=scaler)
             except UnsupportedArchitectureError as error:
                 self._refuse(round_, following, error)
                 continue
@@ -228,7 +223,7 @@ class PruningEngine:
         Raises:
             MPrunerError: if no cut is pending.
         """
-        round_, cut = self.record.pending, self._cut
+        round_, cut = self.record.pending, self.cut
         if round_ is None or cut is None or self._next is None:
             raise MPrunerError("No cut is waiting for a verdict: call start_round() first.")
         round_.recovery_seconds = time.perf_counter() - cut.started
@@ -241,7 +236,7 @@ class PruningEngine:
             cut.keep()
         else:
             cut.undo()
-        self._cut = None
+        self.cut = None
         self.runtime.after_edit()
         round_.after, round_.decided_at_step = measured, step
         if accepted:
@@ -253,29 +248,29 @@ class PruningEngine:
 
     def rollback(self) -> None:
         """Take a pending cut back without a verdict, e.g. after an interrupted training; without one, do nothing."""
-        if self._cut is None:
+        if self.cut is None:
             return
         self.runtime.before_edit()
-        self._cut.undo()
+        self.cut.undo()
         self.runtime.after_edit()
-        self._cut = self._next = None
+        self.cut = self._next = None
         self.record.rounds.pop()
 
     def withdraw(self, reason: str, *, step: int = 0) -> None:
         """Reject a pending cut without an evaluation, e.g. since the weights before it are about to be loaded."""
-        round_, cut = self.record.pending, self._cut
+        round_, cut = self.record.pending, self.cut
         if round_ is None or cut is None or self._next is None:
             return
         self.runtime.before_edit()
         cut.undo()
-        self._cut = None
+        self.cut = None
         self.runtime.after_edit()
         round_.reason, round_.decided_at_step = reason, step
         self._reject(round_, self._next)
 
     def adopt(self, cut: PendingCut, following: RoundPlan) -> None:
         """Go on with a cut that was pending in a checkpoint and has been made again; its round is in the record."""
-        self._cut, self._next = cut, following
+        self.cut, self._next = cut, following
 
     def _new_round(self, following: RoundPlan, step: int) -> Round:
         original, plan = self.record.kept, following.plan
@@ -347,6 +342,6 @@ class PruningEngine:
 
 
 def _hub_id(model: PreTrainedModel) -> str | None:
-    # a path of this machine says nothing to whoever reads the plan elsewhere, so only Hub ids are recorded
+    # a path of this machine says nothing elsewhere
     name = getattr(model.config, "_name_or_path", "") or ""
     return None if not name or Path(name).exists() or name.startswith(("/", ".", "~")) else name

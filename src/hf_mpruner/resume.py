@@ -232,7 +232,7 @@ def prepare(
     resumption = None if checkpoint is None else begin(checkpoint)
     if resumption is None:
         return None
-    if trainer.model_init is None:
+    if getattr(trainer, "model_init", None) is None:
         resumption.cut(inner(), trainer.optimizer, trainer.lr_scheduler)
         return resumption
     make_model = trainer.call_model_init

@@ -14,6 +14,7 @@ from .config import PruningConfig
 from .data import calibration_loader
 from .features import measure_similarity
 from .metric import strip_prefix
+from .record import Round
 from .runtime import keep_rng_state
 from .verify import first_batch
 
@@ -116,6 +117,16 @@ class Workbench:
         """Log through the Trainer: history, progress bar, TensorBoard and whatever else is on."""
         with _keep_control(self.trainer):
             self.trainer.log(dict(facts))
+
+
+def round_facts(round_: Round) -> dict[str, float]:
+    """What is logged of a round."""
+    layers = sum(len(kept) for kept in round_.kept.values())
+    return {
+        f"{PREFIX}_round": round_.number,
+        f"{PREFIX}_layers": layers,
+        f"{PREFIX}_parameters": round_.after.parameters,
+    }
 
 
 def trained_model(trainer: Trainer) -> PreTrainedModel:
