@@ -181,7 +181,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
 
     def _build(self, trainer: Trainer, runtime: Runtime, record: PruningRecord | None) -> None:
         args = trainer.args
-        bench = Workbench(trainer, self.config, self.calibration)
+        bench = Workbench(trainer, self.config, self.calibration, runtime)
         if record is not None:
             check_world_size(record, args.world_size)
         self.engine = PruningEngine(

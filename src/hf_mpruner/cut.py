@@ -124,6 +124,12 @@ def make_cut(
         if optimizer is not None:
             check_optimizer_matches(model, optimizer, missing_before)
     except BaseException:
-        PendingCut(edit, optimizer_edit, kept_weights, frozen, 0.0).undo()
+        _give_up(PendingCut(edit, optimizer_edit, kept_weights, frozen, 0.0), runtime)
         raise
     return PendingCut(edit, optimizer_edit, kept_weights, frozen, time.perf_counter())
+
+
+def _give_up(cut: PendingCut, runtime: Runtime) -> None:
+    """Take back what was done, also in a wrapper that may have seen the cut model."""
+    cut.undo()
+    runtime.after_edit()

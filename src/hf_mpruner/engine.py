@@ -16,22 +16,18 @@ from typing import TYPE_CHECKING, Any
 from .architectures import parameters_after
 from .config import PruningConfig
 from .cut import PendingCut, make_cut
-from .errors import MPrunerError, UnsupportedArchitectureError
-from .metric import Metric, choose_metric, is_finite
+from .errors import MPrunerError, UnsupportedArchitectureError, UnsupportedBackendError
 from .plan import PruningPlan
 from .planner import Measure, RoundPlan, RoundPlanner, original_clusters
 from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime, SingleProcess
+from .verdict import Evaluate, Judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-# Metric values are sums of many floats; a drop of exactly the allowed size must not fail on the last bit.
-ROUNDING = 1e-9
-
-Evaluate = Callable[[], Mapping[str, float]]
 GiveInputs = Callable[[], Mapping[str, Any]]
 
 
@@ -78,21 +74,23 @@ class PruningEngine:
                 "PruningConfig(verify='full') runs each cut on real inputs: pass verify_inputs, a function that returns a "
                 "batch for the model's forward, or verify='structure'."
             )
+        if config.verify == "full" and runtime is not None and runtime.equal_forwards:
+            raise UnsupportedBackendError(
+                f"PruningConfig(verify='full') runs the model around each cut, which {runtime.name} does not allow: its "
+                "units would be whole while the optimizer is edited. Pass verify='structure'. Nothing was changed."
+            )
         self.model = model
         self.config = config
         self.runtime = runtime or SingleProcess()
         self._planner = RoundPlanner(model, config, measure, record)
-        self._evaluate = evaluate
+        self._judge = Judge(config, evaluate, self.runtime, metric_hint)
         self._trains, self._snapshot_directory = trains, snapshot_directory
-        self._metric_hint = metric_hint
         self._verify_inputs = verify_inputs if config.verify == "full" else None
-        self._metric: Metric | None = None
         self.cut: PendingCut | None = None
         self._next: RoundPlan | None = None
         if record is not None:
             self.record = record
-            if record.metric is not None and record.greater_is_better is not None:
-                self._metric = Metric(record.metric, record.greater_is_better)
+            self._judge.adopt(record)
             return
         self.record = PruningRecord(
             self._planner.depths,
@@ -130,33 +128,19 @@ class PruningEngine:
 
     def measure_baseline(self) -> None:
         """Evaluate the uncut model (the paper's acc_o); once, later calls do nothing."""
-        if self.record.baseline is not None:
-            return
-        measured, metrics = self._evaluate_now()
-        if metrics is not None:
-            metric = choose_metric(
-                metrics,
-                self.config.metric,
-                self.config.greater_is_better,
-                fallback_name=self._metric_hint[0],
-                fallback_greater_is_better=self._metric_hint[1],
-            )
-            value = metric.read(metrics)
-            if not is_finite(value):
-                raise MPrunerError(
-                    f"The uncut model's {metric.name} is {value}: no drop can be measured against that. Check the "
-                    "evaluation before pruning (the labels, the loss, the data type)."
-                )
-            measured.metric = value
-            self._metric = metric
-            self.record.metric, self.record.greater_is_better = metric.name, metric.greater_is_better
-        self.record.baseline = measured
+        if self.record.baseline is None:
+            self._judge.set_baseline(self.record, self._size())
 
     def plan_round(self) -> RoundPlan | None:
-        """Measure (unless nothing changed since) and plan the next round; `None` and `done` if there is none."""
+        """Measure (unless nothing changed since) and plan the next round; `None` and `done` if there is none.
+
+        The main process's plan holds on every process.
+        """
         if self._next is not None or self.done:
             return self._next
-        following = self._planner.plan(self.record)
+        with self.runtime.together("planning a round"):
+            following = self._planner.plan(self.record)
+        following = self.runtime.broadcast(following)
         if isinstance(following, str):
             self.stop(following)
         else:
@@ -179,17 +163,17 @@ class PruningEngine:
             `bool`: whether a cut was made and now waits for `decide`. `False` means `done`.
 
         Raises:
-            MPrunerError: if the optimizer or the backend cannot lose layers; the model is as it was.
+            MPrunerError: if the optimizer or the backend cannot lose layers, or the processes do not agree; the model
+                is as it was.
         """
         if self.pending:
             raise MPrunerError("A cut is waiting for its verdict: call decide() before the next round.")
         self.measure_baseline()
         while (following := self.plan_round()) is not None:
             round_ = self._new_round(following, step)
-            try:
-                self.cut = self.carry_out(following.plan, optimizer, scheduler, scaler=scaler)
-            except UnsupportedArchitectureError as error:
-                self._refuse(round_, following, error)
+            refusal = self._cut_together(following.plan, optimizer, scheduler, scaler)
+            if refusal is not None:
+                self._refuse(round_, following, refusal)
                 continue
             round_.after = self._size()
             self.record.rounds.append(round_)
@@ -197,7 +181,16 @@ class PruningEngine:
         return False
 
     def carry_out(self, plan: PruningPlan, optimizer: Any, scheduler: Any, *, scaler: Any = None) -> PendingCut:
-        """Make a cut as the config says: verified, with a snapshot if the model trains, with what recovers it."""
+        """Make a cut as the config says: verified, with a snapshot if the model trains, with what recovers it.
+
+        Raises:
+            MPrunerError: if the processes were given different plans; nothing was changed on any of them.
+        """
+        if not self.runtime.all_equal(plan.kept):
+            raise MPrunerError(
+                f"The processes have different plans: this one (rank {self.runtime.rank}) would keep {plan.kept}. Decide on "
+                "the main process and send the plan to the others (runtime.broadcast). Nothing was changed."
+            )
         return make_cut(
             self.model,
             plan,
@@ -210,6 +203,33 @@ class PruningEngine:
             freeze_untouched=self.config.freeze_untouched,
             verify_inputs=None if self._verify_inputs is None else self._verify_inputs(),
         )
+
+    def _cut_together(self, plan: PruningPlan, optimizer: Any, scheduler: Any, scaler: Any) -> str | None:
+        """Cut on every process or on none; returns why the cut was refused, if it was."""
+        cut, refusal = None, None
+        try:
+            with self.runtime.together("cutting the model"):
+                try:
+                    cut = self.carry_out(plan, optimizer, scheduler, scaler=scaler)
+                except UnsupportedArchitectureError as error:
+                    refusal = " ".join(str(error).split())
+            refusals = self.runtime.gather(refusal)
+            if None in refusals and any(refusals):
+                reasons = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(refusals) if text)
+                raise MPrunerError(f"The cut was refused on some processes only, and is made on none: {reasons}")
+            self.runtime.check_same(self.model)
+        except BaseException:
+            if cut is not None:
+                self._take_back(cut)
+            raise
+        self.cut = cut
+        return refusals[0]
+
+    def _take_back(self, cut: PendingCut) -> None:
+        self.runtime.before_edit()
+        cut.undo()
+        self.cut = None
+        self.runtime.after_edit()
 
     def decide(self, *, step: int = 0) -> Round:
         """Evaluate the cut model and keep it, or go back to the model before the cut.
@@ -226,18 +246,19 @@ class PruningEngine:
         round_, cut = self.record.pending, self.cut
         if round_ is None or cut is None or self._next is None:
             raise MPrunerError("No cut is waiting for a verdict: call start_round() first.")
-        round_.recovery_seconds = time.perf_counter() - cut.started
-        measured, metrics = self._evaluate_now()
-        value = self._metric.read(metrics) if self._metric is not None and metrics is not None else None
-        accepted = self._judge(round_, value)
-        measured.metric = value if value is not None and is_finite(value) else None
-        self.runtime.before_edit()
-        if accepted:
-            cut.keep()
-        else:
-            cut.undo()
-        self.cut = None
-        self.runtime.after_edit()
+        round_.recovery_seconds = self.runtime.broadcast(time.perf_counter() - cut.started)
+        measured = self._size()
+        accepted = self._judge.judge(round_, self.record, measured)
+        with self.runtime.together("keeping the cut" if accepted else "going back to the model before the cut"):
+            if accepted:
+                self.runtime.before_edit()
+                cut.keep()
+                self.cut = None
+                self.runtime.after_edit()
+                self.runtime.on_keep()
+            else:
+                self._take_back(cut)
+        self.runtime.check_same(self.model)
         round_.after, round_.decided_at_step = measured, step
         if accepted:
             self._next = None
@@ -250,10 +271,8 @@ class PruningEngine:
         """Take a pending cut back without a verdict, e.g. after an interrupted training; without one, do nothing."""
         if self.cut is None:
             return
-        self.runtime.before_edit()
-        self.cut.undo()
-        self.runtime.after_edit()
-        self.cut = self._next = None
+        self._take_back(self.cut)
+        self._next = None
         self.record.rounds.pop()
 
     def withdraw(self, reason: str, *, step: int = 0) -> None:
@@ -261,10 +280,7 @@ class PruningEngine:
         round_, cut = self.record.pending, self.cut
         if round_ is None or cut is None or self._next is None:
             return
-        self.runtime.before_edit()
-        cut.undo()
-        self.cut = None
-        self.runtime.after_edit()
+        self._take_back(cut)
         round_.reason, round_.decided_at_step = reason, step
         self._reject(round_, self._next)
 
@@ -289,11 +305,11 @@ class PruningEngine:
             analysis_seconds=following.analysis_seconds,
         )
 
-    def _refuse(self, round_: Round, following: RoundPlan, error: UnsupportedArchitectureError) -> None:
+    def _refuse(self, round_: Round, following: RoundPlan, refusal: str) -> None:
         """Record a cut that was never made; model and optimizer are as they were."""
         uncut = all(layers == list(range(self.record.depths[path])) for path, layers in self.record.kept.items())
         numbering = "" if uncut else " (Layers are numbered as they were before this round.)"
-        round_.reason, round_.refused = f"{' '.join(str(error).split())}{numbering}", True
+        round_.reason, round_.refused = f"{refusal}{numbering}", True
         round_.decided_at_step = round_.started_at_step
         self.record.rounds.append(round_)
         logger.warning("Round %d refused, nothing was cut: %s", round_.number, round_.reason)
@@ -307,35 +323,6 @@ class PruningEngine:
         if self.record.granularity > self.config.max_granularity:
             verb = "refused" if round_.refused else "rejected"
             self.stop(f"{verb} at granularity {round_.granularity}, the coarsest allowed")
-
-    def _judge(self, round_: Round, value: float | None) -> bool:
-        if (
-            self._metric is None
-            or value is None
-            or self.record.baseline is None
-            or self.record.baseline.metric is None
-        ):
-            round_.verdict, round_.reason = "unjudged", "no metric was measured"
-            return True
-        name, allowed = self._metric.name, self.config.max_metric_drop
-        if not is_finite(value):
-            round_.verdict, round_.reason = "rejected", f"{name} is {value}"
-            return False
-        round_.drop = self._metric.drop(self.record.baseline.metric, value)
-        accepted = round_.drop <= allowed + ROUNDING * max(1.0, abs(self.record.baseline.metric))
-        round_.verdict = "accepted" if accepted else "rejected"
-        relation = "within" if accepted else "more than"
-        round_.reason = f"{name} {value:.6g}, drop {round_.drop:.6g} is {relation} the allowed {allowed:g}"
-        return accepted
-
-    def _evaluate_now(self) -> tuple[Measurement, Mapping[str, float] | None]:
-        measured = self._size()
-        if self._evaluate is None:
-            return measured, None
-        started = time.perf_counter()
-        metrics = self._evaluate()
-        measured.evaluation_seconds = float(metrics.get("runtime", time.perf_counter() - started))
-        return measured, metrics
 
     def _size(self) -> Measurement:
         return Measurement(*parameters_after(self.model, {}))

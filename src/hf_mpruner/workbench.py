@@ -15,7 +15,7 @@ from .data import calibration_loader
 from .features import measure_similarity
 from .metric import strip_prefix
 from .record import Round
-from .runtime import keep_rng_state
+from .runtime import Runtime, keep_rng_state
 from .verify import first_batch
 
 if TYPE_CHECKING:
@@ -36,11 +36,15 @@ class Workbench:
         trainer (`Trainer`): training, or about to.
         config (`PruningConfig`): what the user asked for.
         calibration (*optional*): data to measure on; by default a sample of the Trainer's evaluation set.
+        runtime (`Runtime`): the processes that share the measuring; one unless given.
     """
 
-    def __init__(self, trainer: Trainer, config: PruningConfig, calibration: Any = None) -> None:
+    def __init__(
+        self, trainer: Trainer, config: PruningConfig, calibration: Any = None, runtime: Runtime | None = None
+    ) -> None:
         """Remember what was given."""
         self.trainer, self.config, self.calibration = trainer, config, calibration
+        self.runtime = runtime
         self._loader: Any = None
 
     def prepare_calibration(self) -> dict[str, Any]:
@@ -85,6 +89,7 @@ class Workbench:
             stacks,
             protocol=self.config.protocol,
             show_progress=False if self.trainer.args.disable_tqdm else None,
+            runtime=self.runtime,
         )
 
     def verify_inputs(self) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""One process on one device is found; everything else is refused by name; random states are left alone."""
+"""One process, DDP and FSDP2 are found; everything else is refused by name; random states are left alone."""
 
 from __future__ import annotations
 
+import copy
+import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +17,14 @@ import torch
 from accelerate.utils import DistributedType, compile_regions
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import ParallelMode
 
 from hf_mpruner.errors import UnsupportedBackendError
 from hf_mpruner.runtime import Runtime, SingleProcess, detect_runtime, keep_rng_state
+from hf_mpruner.runtime.processes import weight_sums
 
 
 class Detect(TrainerCallback):
@@ -79,6 +84,11 @@ def test_one_process_has_nothing_to_do() -> None:
     assert runtime.name == "one process"
     assert runtime.broadcast(plan) is plan
     assert runtime.all_equal(plan)
+    assert (runtime.rank, runtime.world_size, runtime.gather(plan)) == (0, 1, [plan])
+    assert torch.equal(runtime.all_sum([torch.ones(2)])[0], torch.ones(2, dtype=torch.float64))
+    with runtime.together("testing"):
+        runtime.check_same(nn.Linear(1, 1))
+    runtime.on_keep()
     runtime.before_edit()
     runtime.after_edit()
 
@@ -91,35 +101,92 @@ def test_a_block_that_the_user_compiled_in_place_is_no_obstacle(
     assert isinstance(detect_runtime(trainer), SingleProcess)
 
 
+@pytest.mark.usefixtures("process_group")
+def test_ddp_is_found_with_and_without_compile(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
+    trainer, _ = make_trainer()
+    wrapper = DistributedDataParallel(trainer.model)
+    for wrapped in (wrapper, torch.compile(wrapper, backend="eager")):
+        trainer.model_wrapped = wrapped
+        runtime = detect_runtime(trainer)
+        assert (runtime.name, runtime.rank, runtime.world_size) == ("DDP", 0, 1)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_ddp_is_made_anew_in_the_same_object(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
+    trainer, _ = make_trainer()
+    trainer.model_wrapped = wrapper = DistributedDataParallel(trainer.model, find_unused_parameters=False)
+    runtime = detect_runtime(trainer)
+    block = weakref.ref(trainer.model.bert.encoder.layer[1])
+    runtime.before_edit()
+    del trainer.model.bert.encoder.layer[1]
+    trainer.model.config.num_hidden_layers = 1
+    runtime.after_edit()
+    runtime.on_keep()
+    gc.collect()
+    assert trainer.model_wrapped is wrapper
+    assert wrapper.module is trainer.model
+    assert block() is None
+    for _ in range(2):  # the second one fails if the first waited for gradients that never came
+        wrapper(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([0])).loss.backward()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_fsdp2_with_a_unit_per_layer_is_found(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
+    trainer, _ = make_trainer()
+    mesh = distributed.init_device_mesh("cpu", (1,))
+    for layer in trainer.model.bert.encoder.layer:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(trainer.model, mesh=mesh)
+    runtime = detect_runtime(trainer)
+    assert (runtime.name, runtime.equal_forwards) == ("FSDP2", True)
+    trainer.model(input_ids=torch.tensor([[1, 2, 3]]))
+    runtime.before_edit()
+    assert all(hasattr(param, "device_mesh") for param in trainer.model.parameters())
+
+
+@pytest.mark.usefixtures("process_group")
+def test_sums_over_one_process_and_a_digest_of_weights() -> None:
+    layer = nn.Linear(3, 2)
+    before = weight_sums(layer)
+    assert before.shape == (2, 2)
+    assert torch.equal(weight_sums(copy.deepcopy(layer)), before)
+    with torch.no_grad():
+        layer.weight[0, 0], layer.weight[1, 2] = layer.weight[1, 2].clone(), layer.weight[0, 0].clone()
+        layer.bias[0] = torch.nextafter(layer.bias[0], torch.tensor(9.0))
+    assert (weight_sums(layer) != before).any(1).tolist() == [False, True]  # a sum does not see a swap
+    assert weight_sums(layer.bfloat16()).dtype == torch.int64
+
+
 # -- what is refused: real wrappers ------------------------------------------------------------------------------------
 
 
 def refused(trainer: Any, found: str, reason: str) -> None:
-    text = rf"LayerPruningCallback cannot delete layers under <{found}>: .*{reason}.*one process.*Nothing was changed"
+    text = rf"LayerPruningCallback cannot delete layers under <{found}>: .*{reason}.*Nothing was changed"
     with pytest.raises(UnsupportedBackendError, match=text):
         detect_runtime(trainer)
 
 
 @pytest.mark.usefixtures("process_group")
-def test_ddp_is_refused_with_and_without_compile(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
+def test_fsdp2_with_layers_that_are_no_units_is_refused(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
     trainer, _ = make_trainer()
-    wrapper = DistributedDataParallel(trainer.model)
-    for wrapped in (wrapper, torch.compile(wrapper, backend="eager")):
-        trainer.model_wrapped = wrapped
-        refused(trainer, "DistributedDataParallel, 1 processes", "gradients of deleted layers")
+    mesh = distributed.init_device_mesh("cpu", (1,))
+    layers = trainer.model.bert.encoder.layer
+    fully_shard(layers[0], mesh=mesh)
+    refused(trainer, r"FSDP2 without a unit for bert\.encoder\.layer\.1", "transformer_layer_cls_to_wrap")
 
 
 @pytest.mark.usefixtures("process_group")
-def test_fsdp2_is_refused(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
+def test_a_sharded_model_without_units_is_refused(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
     trainer, _ = make_trainer()
-    fully_shard(trainer.model.bert.encoder.layer[0], mesh=distributed.init_device_mesh("cpu", (1,)))
-    refused(trainer, "FSDP2", "sharded over processes")
+    mesh = distributed.init_device_mesh("cpu", (1,))
+    parallelize_module(trainer.model.classifier, mesh, ColwiseParallel())
+    refused(trainer, r"a model sharded over devices \(DTensor\)", "spread over devices")
 
 
 def test_data_parallel_is_refused(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
     trainer, _ = make_trainer()
     trainer.model_wrapped = nn.DataParallel(trainer.model)
-    refused(trainer, r"nn.DataParallel, [01] devices", "gradients of deleted layers")
+    refused(trainer, r"nn.DataParallel, [01] devices", "copied to the devices anew")
 
 
 def test_regional_compilation_is_refused(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
@@ -182,8 +249,12 @@ def test_the_stand_in_itself_is_one_process() -> None:
             r"ZeRO-2 \(DeepSpeedEngine\)",
             "flat copies of all parameters, and its checkpoints would describe the unpruned model",
         ),
-        ({"plugins": {"fsdp_plugin": SimpleNamespace(fsdp_version=1)}}, "FSDP1", "sharded"),
-        ({"plugins": {"fsdp_plugin": SimpleNamespace(fsdp_version=2)}}, "FSDP2", "sharded"),
+        ({"plugins": {"fsdp_plugin": SimpleNamespace(fsdp_version=1)}}, "FSDP1", "flat copies"),
+        (
+            {"plugins": {"fsdp_plugin": SimpleNamespace(fsdp_version=2)}},
+            "FSDP2 that sharded nothing",
+            "trains with DDP",
+        ),
         ({"kind": DistributedType.XLA, "num_processes": 8}, "TorchXLA", "compiles or partitions"),
         ({"mode": ParallelMode.TPU}, "TorchXLA", "compiles or partitions"),
         ({"kind": DistributedType.MEGATRON_LM}, "Megatron-LM", "compiles or partitions"),
@@ -202,13 +273,13 @@ def test_the_stand_in_itself_is_one_process() -> None:
         ({"model": {"is_distributed_loading_by_transformers": True}}, "a model sharded over devices", "spread"),
         (
             {"kind": DistributedType.MULTI_CPU, "mode": ParallelMode.DISTRIBUTED, "num_processes": 4},
-            "DistributedDataParallel, 4 processes",
-            "gradients of deleted layers",
+            "4 processes without DDP or FSDP2",
+            r"evaluate\(\) or trainer.predict\(\) was called before",
         ),
         (
             {"mode": ParallelMode.NOT_DISTRIBUTED, "n_gpu": 2},
             "nn.DataParallel, 2 devices",
-            "gradients of deleted layers",
+            "copied to the devices anew",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

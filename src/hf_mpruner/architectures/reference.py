@@ -200,8 +200,21 @@ def _describe(module: nn.Module) -> ModuleDescription:
     computed = (
         not module._modules and not module._parameters and module._non_persistent_buffers_set >= set(module._buffers)
     )
-    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    written = own_class(module)
+    kind = f"{written.__module__}.{written.__qualname__}"
     return ModuleDescription(kind, tensors, values, computed)
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module was written as: FSDP2 exchanges it for a class made on the fly, in front of it.
+
+    Args:
+        module (`nn.Module`): sharded or not.
+    """
+    kind = type(module)
+    if kind.__module__.startswith("torch.distributed.") and "FSDPModule" in (one.__name__ for one in kind.__bases__):
+        return kind.__mro__[2]
+    return kind
 
 
 def plain(value: Any) -> Any:

@@ -6,16 +6,18 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_mpruner.architectures.stack import BlockStack
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features.recorder import StackRecorder
 from hf_mpruner.features.rows import padding_mask
+from hf_mpruner.runtime import Runtime, SingleProcess
 from hf_mpruner.similarity import SimilarityMatrix, SimilarityProtocol
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ def measure_similarity(
     protocol: str | SimilarityProtocol = "default",
     max_samples: int | None = None,
     show_progress: bool | None = None,
+    runtime: Runtime | None = None,
 ) -> dict[str, SimilarityMatrix]:
     """Measure how alike the outputs of a model's blocks are, in one forward pass over the data.
 
@@ -42,11 +45,14 @@ def measure_similarity(
         protocol (`str` or `SimilarityProtocol`): rows, estimator and average; `"default"` or `"paper"` by name.
         max_samples (`int`, *optional*): stop after this many examples.
         show_progress (`bool`, *optional*): progress bar on stderr. Default: only when stderr is a terminal.
+        runtime (`Runtime`, *optional*): of several processes that share the work: all call this with the same loader,
+            process r of W measures batches r, r + W, ..., and all get the matrices of all batches.
 
     Returns:
         `dict[str, SimilarityMatrix]`: one matrix per stack, by its path.
 
     Raises:
+        MPrunerError: if another process fails.
         CalibrationError: if the loader is empty, no batch has enough rows for the estimator, a block puts out NaN or
             infinite values or no tensor, or a padding mask does not fit the positions it should mask.
         PlanMismatchError: if a stack does not describe this model.
@@ -66,21 +72,25 @@ def measure_similarity(
         raise ValueError("stacks is empty: there is nothing to measure. Pass stacks=None to find them.")
     recorders = [StackRecorder(model, stack, protocol) for stack in stacks]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with ExitStack() as undo:
+    runtime = runtime or SingleProcess()
+    with runtime.together("measuring similarity"), ExitStack() as undo:
         undo.enter_context(evaluating(model))
         # Not inference_mode: a buffer that a model fills lazily during this pass must stay usable in training.
         undo.enter_context(torch.no_grad())
         for recorder in recorders:
             recorder.attach(undo)
-        for batch in _batches(model, loader, max_samples, show_progress):
+        for batch, counts in _own_batches(model, loader, max_samples, show_progress, runtime):
             for recorder in recorders:
                 recorder.begin(padding_mask(model, recorder.path, batch))
             model(**{name: tensor.to(device) for name, tensor in batch.items()})
             for recorder in recorders:
-                recorder.end()
+                if counts:
+                    recorder.end()
+    for recorder in recorders:
+        recorder.merge(runtime)
     matrices = {recorder.path: recorder.compute() for recorder in recorders}
     skipped = [recorder.skipped_message() for recorder in recorders if recorder.num_skipped]
-    if skipped:
+    if skipped and runtime.is_main_process:
         logger.warning("%s", "; ".join(skipped))
     return matrices
 
@@ -117,6 +127,55 @@ def _batches(
         raise CalibrationError(
             "the calibration loader is empty: it yields no batch. Pass one with at least one batch."
         )
+
+
+def _own_batches(
+    model: nn.Module,
+    loader: Iterable[Mapping[str, Any]],
+    max_samples: int | None,
+    show_progress: bool | None,
+    runtime: Runtime,
+) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    """This process's batches, and whether each counts: where forward passes communicate, all run as many of them."""
+    rank, world = runtime.rank, runtime.world_size
+    part = _own_part(loader, rank, world) if max_samples is None else None
+    if not runtime.is_main_process:
+        show_progress = False
+    last: dict[str, Tensor] = {}
+    seen = count = 0
+    for batch in _batches(model, loader if part is None else part.loader, max_samples, show_progress):
+        mine = seen % world == rank if part is None else seen < part.own
+        seen += 1
+        if mine:
+            count += 1
+            yield batch, True
+        last = batch if mine or not last else last
+    if runtime.equal_forwards:
+        for _ in range(count, -(-(seen if part is None else part.total) // world)):
+            yield last, False
+
+
+class _Part(NamedTuple):
+    """The batches of one process, not empty, of which the first `own` are its own."""
+
+    loader: DataLoader[Any]
+    own: int
+    total: int
+
+
+def _own_part(loader: Any, rank: int, world: int) -> _Part | None:
+    """A loader of this process's batches alone, where they can be told apart without loading the others."""
+    if world == 1 or not isinstance(loader, DataLoader) or not isinstance(loader.batch_sampler, list):
+        return None
+    everything = loader.batch_sampler
+    own = everything[rank::world]
+    part: DataLoader[Any] = DataLoader(
+        loader.dataset,
+        batch_sampler=own or everything[:1],
+        collate_fn=loader.collate_fn,
+        generator=loader.generator,
+    )
+    return _Part(part, len(own), len(everything))
 
 
 @contextmanager

@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from hf_mpruner.architectures.stack import BlockStack
 from hf_mpruner.errors import CalibrationError, PlanMismatchError
 from hf_mpruner.features.rows import RowLayout, build_rows, fit_mask, hidden_states, lay_out
+from hf_mpruner.runtime import Runtime
 from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, centred_gram
 
 
@@ -66,6 +68,15 @@ class StackRecorder:
             self._accumulator.update(outputs, weights=layout.weights)
         else:
             self._accumulator.update_grams(outputs, layout.num_rows, layout.weights)
+
+    def merge(self, runtime: Runtime) -> None:
+        """Add what the other processes have seen. Exact: sums are added."""
+        counts = torch.tensor([self.num_seen, self.num_skipped], dtype=torch.float64)
+        state = self._accumulator.state_dict()
+        sums, weight, counts = runtime.all_sum([state["sums"], state["weight"], counts])
+        self._accumulator.load_state_dict({"sums": sums, "weight": weight})
+        self.num_seen, self.num_skipped = (int(count) for count in counts)
+        self.most_rows = max(runtime.gather(self.most_rows))
 
     def compute(self) -> SimilarityMatrix:
         """The matrix of this stack; refuses by name when no example could be used."""
