@@ -52,7 +52,7 @@ class Processes(Runtime):
         """Make the group; every process must do so at the same moment."""
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self._group = _own_group(min(timeout, LONGEST_WAIT))
-        self._doing = "starting"
+        self._doing = "agreeing with the others"
         self._told: BaseException | None = None
         self._last_words: list[Any] = []
 
@@ -70,7 +70,7 @@ class Processes(Runtime):
         buffer = io.BytesIO()
         torch.save(value, buffer)
         payload = torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
-        frames = self._exchange_frames(_frame(_OK, len(payload), ""))
+        frames = self._exchange_frames(_frame(_OK, len(payload), f"{self._doing} (exchange)"))
         lengths = [length for _, length, _ in frames]
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(payload)] = payload
@@ -88,8 +88,7 @@ class Processes(Runtime):
 
         The process that fails raises its own error, the others say which one failed and how. None waits for ever.
         """
-        before, self._doing = self._doing, what
-        try:
+        with self._named(what):
             try:
                 yield
             except PeerError:
@@ -99,7 +98,13 @@ class Processes(Runtime):
                     self._told = error
                     self._tell(f"{what}: {type(error).__name__}: {error}")
                 raise
-            self._exchange_frames(_frame(_OK, 0, ""))
+            self._exchange_frames(_frame(_OK, 0, f"{what} (done)"))
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        before, self._doing = self._doing, what
+        try:
+            yield
         finally:
             self._doing = before
 
@@ -109,6 +114,10 @@ class Processes(Runtime):
         Raises:
             MPrunerError: on every process, naming those that differ from rank 0 and where.
         """
+        with self._named("comparing models"):
+            self._compare(model)
+
+    def _compare(self, model: nn.Module) -> None:
         shapes = [(name, tuple(param.shape)) for name, param in model.named_parameters()]
         sums = weight_sums(model) if self._compares_weights else torch.zeros(0, 2, dtype=torch.int64)
         everywhere = self.gather((shapes, sums))
@@ -139,6 +148,13 @@ class Processes(Runtime):
         failed = [(rank, text) for rank, (status, _, text) in enumerate(read) if status == _FAILED]
         if failed:
             raise PeerError("; ".join(f"rank {rank} failed while {text}" for rank, text in failed))
+        places = [text for _, _, text in read]
+        if len(set(places)) > 1:
+            where = ", ".join(f"rank {rank} is {text}" for rank, text in enumerate(places))
+            raise PeerError(
+                f"The processes are out of step: {where}. They must run the same code in the same order; look for a step "
+                "that one of them leaves out, e.g. a callback that acts on the main process alone."
+            )
         return read
 
     def _wait(self, work: Any) -> None:

@@ -1,0 +1,3 @@
+"""The scripts are started by the tests; they are no tests, nor modules with examples."""
+
+collect_ignore = ["scripts"]

@@ -1,0 +1,124 @@
+"""What the tests of several processes share: start a script on each, and what the scripts themselves need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from transformers import BertConfig, BertForSequenceClassification
+
+from trainer_kit import STACK
+
+TESTS = Path(__file__).parent
+SCRIPTS = TESTS / "distributed" / "scripts"
+
+
+def launch(
+    script: str, output: Path, *arguments: str, ranks: int = 2, accelerate: bool = False, timeout: int = 150
+) -> subprocess.CompletedProcess[str]:
+    """Run a script to its end; `timeout` is far beyond what it needs, and a hang fails the test."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))
+    }
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), environment.get("PYTHONPATH", "")])
+    environment["OMP_NUM_THREADS"] = "1"
+    if accelerate:
+        environment["ACCELERATE_USE_CPU"] = "true"
+        module = [
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            str(ranks),
+            "--main_process_port",
+            "0",
+        ]
+    else:
+        module = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [sys.executable, "-m", *module, str(SCRIPTS / script), str(output), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def results(output: Path, ranks: int = 2) -> list[dict[str, Any]]:
+    """What each process has written with `write`."""
+    return [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+
+
+# -- in the scripts --------------------------------------------------------------------------------------------------
+
+# A run that must not depend on the number of processes: what the loss is divided by, and dropout, would.
+LIKE_ONE = {
+    "sgd": {"optim": "sgd", "learning_rate": 0.05, "average_tokens_across_devices": False, "eval_strategy": "epoch"},
+    "adamw_torch": {"optim": "adamw_torch", "average_tokens_across_devices": False, "eval_strategy": "epoch"},
+}
+LIKE_ONE_PRUNING = {"max_metric_drop": 1.0, "granularity": 3, "calibration_batch_size": 6}
+
+OUTPUT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+
+
+def bert(layers=6, seed=0):
+    torch.manual_seed(seed)
+    config = BertConfig(
+        num_hidden_layers=layers, hidden_size=32, intermediate_size=64, num_attention_heads=4, vocab_size=99,
+        max_position_embeddings=32, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return BertForSequenceClassification(config)
+
+
+def full(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def digest(model):
+    """Of all names and values; a collective for a sharded model."""
+    total = hashlib.sha256()
+    for name, param in model.named_parameters():
+        total.update(name.encode())
+        total.update(full(param.detach()).contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def is_consistent(trainer):
+    """Model, wrapper and optimizer hold the same parameters, and the config says how many layers there are."""
+    model = {id(p) for p in trainer.model.parameters()}
+    wrapped = {id(p) for p in trainer.model_wrapped.parameters()}
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    layers = len(trainer.model.get_submodule(STACK))
+    return model == wrapped == held and trainer.model.config.num_hidden_layers == layers
+
+
+def facts(trainer, callback):
+    """What must be equal on all processes, and equal to a run of one."""
+    record = callback.record
+    return {
+        "verdicts": [round_.verdict for round_ in record.rounds],
+        "kept": [round_.kept[STACK] for round_ in record.rounds],
+        "similarity": [round_.similarity[STACK]["values"] for round_ in record.rounds],
+        "metrics": [record.baseline.metric, *(round_.after.metric for round_ in record.rounds)],
+        "seconds": [round_.after.evaluation_seconds for round_ in record.rounds],
+        "digest": digest(trainer.model),
+        "layers": len(trainer.model.get_submodule(STACK)),
+        "consistent": is_consistent(trainer),
+        "wrapper": type(trainer.model_wrapped).__name__,
+        "evaluations": sum("eval_loss" in entry for entry in trainer.state.log_history),
+    }
+
+
+def failure(run):
+    """Class and text of what `run` raises."""
+    try:
+        run()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+def write(found):
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    (OUTPUT / f"rank{distributed.get_rank()}.json").write_text(json.dumps(found))
