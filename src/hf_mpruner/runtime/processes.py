@@ -2,59 +2,35 @@
 
 from __future__ import annotations
 
-import io
-import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from hf_mpruner.errors import MPrunerError
 from hf_mpruner.runtime.base import Runtime
+from hf_mpruner.runtime.channel import PeerError, open_channel
 
 T = TypeVar("T")
-
-# A process that waits this long for another one gives up; less if `TrainingArguments(ddp_timeout=...)` is less. It must
-# outlast the difference between the fastest and the slowest process over one evaluation.
-LONGEST_WAIT = timedelta(minutes=30)
-
-# A process that failed tells the others, who may be waiting for it inside the Trainer's own communication and not hear
-# it. After this many seconds it raises; its end then breaks their connection.
-SECONDS_TO_TELL = 15.0
-
-_TEXT_BYTES = 2000
-_OK, _FAILED = 0, 1
-
-# `new_group` is slow and groups are never freed, so repeated calls of `train()` share one.
-_GROUPS: list[tuple[Any, Any]] = []
-
-
-class PeerError(MPrunerError):
-    """Another process failed."""
 
 
 class Processes(Runtime):
     """Several processes with one model each, or one model between them.
-
-    What they say to each other goes through a gloo group of our own: on the CPU, with a time limit, and out of the way
-    of the Trainer's. Every exchange begins with a frame of fixed size that says whether its sender is well, so a
-    process that failed anywhere is heard at the next exchange of the others, whatever they were about to exchange.
 
     Args:
         timeout (`timedelta`): how long the Trainer's own communication waits.
     """
 
     def __init__(self, timeout: timedelta) -> None:
-        """Make the group; every process must do so at the same moment."""
-        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
-        self._group = _own_group(min(timeout, LONGEST_WAIT))
+        """Open the channel; every process must do so at the same moment."""
+        self._channel = open_channel(timeout)
+        self.rank, self.world_size = self._channel.rank, self._channel.world_size
         self._doing = "agreeing with the others"
         self._told: BaseException | None = None
-        self._last_words: list[Any] = []
 
     @property
     @abstractmethod
@@ -67,20 +43,7 @@ class Processes(Runtime):
         Raises:
             MPrunerError: if another process failed or does not answer.
         """
-        buffer = io.BytesIO()
-        torch.save(value, buffer)
-        payload = torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
-        frames = self._exchange_frames(_frame(_OK, len(payload), f"{self._doing} (exchange)"))
-        lengths = [length for _, length, _ in frames]
-        padded = torch.zeros(max(lengths), dtype=torch.uint8)
-        padded[: len(payload)] = payload
-        received = [torch.empty_like(padded) for _ in lengths]
-        self._wait(distributed.all_gather(received, padded, group=self._group, async_op=True))
-        # the sender is a process of the same run, and values are objects of our own
-        return [
-            torch.load(io.BytesIO(part[:length].numpy().tobytes()), weights_only=False)
-            for part, length in zip(received, lengths, strict=True)
-        ]
+        return self._channel.gather(value, self._doing)
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
@@ -94,11 +57,14 @@ class Processes(Runtime):
             except PeerError:
                 raise
             except BaseException as error:
-                if error is not self._told:  # an inner block said so already
-                    self._told = error
-                    self._tell(f"{what}: {type(error).__name__}: {error}")
+                if error is self._told:  # an inner block said so already
+                    raise
+                self._told = error
+                earlier = self._channel.tell(f"{what}: {type(error).__name__}: {error}")
+                if earlier and isinstance(error, RuntimeError):  # the connection broke since another one failed
+                    raise PeerError(earlier) from error
                 raise
-            self._exchange_frames(_frame(_OK, 0, f"{what} (done)"))
+            self._channel.meet(f"{what} (done)")
 
     @contextmanager
     def _named(self, what: str) -> Iterator[None]:
@@ -141,44 +107,6 @@ class Processes(Runtime):
                 "callback changes weights on one process alone."
             )
 
-    def _exchange_frames(self, frame: Tensor) -> list[tuple[int, int, str]]:
-        frames = [torch.empty_like(frame) for _ in range(self.world_size)]
-        self._wait(distributed.all_gather(frames, frame, group=self._group, async_op=True))
-        read = [_read_frame(one) for one in frames]
-        failed = [(rank, text) for rank, (status, _, text) in enumerate(read) if status == _FAILED]
-        if failed:
-            raise PeerError("; ".join(f"rank {rank} failed while {text}" for rank, text in failed))
-        places = [text for _, _, text in read]
-        if len(set(places)) > 1:
-            where = ", ".join(f"rank {rank} is {text}" for rank, text in enumerate(places))
-            raise PeerError(
-                f"The processes are out of step: {where}. They must run the same code in the same order; look for a step "
-                "that one of them leaves out, e.g. a callback that acts on the main process alone."
-            )
-        return read
-
-    def _wait(self, work: Any) -> None:
-        try:
-            work.wait()
-        except RuntimeError as error:  # gloo has no class of its own for a lost connection or a passed time limit
-            raise PeerError(
-                f"Another process did not answer while {self._doing}: it ended, or hangs. Its own log says why. "
-                f"({' '.join(str(error).split())[:300]})"
-            ) from error
-
-    def _tell(self, text: str) -> None:
-        """Say that this process failed, without waiting for ever for those who do not listen."""
-        frame = _frame(_FAILED, 0, text)
-        frames = [torch.empty_like(frame) for _ in range(self.world_size)]
-        try:
-            work = distributed.all_gather(frames, frame, group=self._group, async_op=True)
-        except RuntimeError:
-            return  # the connection is gone already, and so are those who could listen
-        self._last_words = [work, frame, frames]  # gloo reads them as long as the process lives
-        until = time.monotonic() + SECONDS_TO_TELL
-        while not work.is_completed() and time.monotonic() < until:
-            time.sleep(0.05)
-
 
 def weight_sums(model: nn.Module) -> Tensor:
     """For each parameter two sums over its bits, exact and independent of the device.
@@ -204,28 +132,6 @@ def weight_sums(model: nn.Module) -> Tensor:
         # the second one tells apart what a change of two weights leaves alike in the first
         sums.append(torch.stack([bits.sum(dtype=torch.int64), (bits >> 3).bitwise_xor(bits).sum(dtype=torch.int64)]))
     return torch.stack([both.cpu() for both in sums]) if sums else torch.zeros(0, 2, dtype=torch.int64)
-
-
-def _own_group(timeout: timedelta) -> Any:
-    world = distributed.group.WORLD
-    for known, group in _GROUPS:
-        if known is world:
-            return group
-    group = distributed.new_group(backend="gloo", timeout=timeout)
-    _GROUPS[:] = [(world, group)]
-    return group
-
-
-def _frame(status: int, length: int, text: str) -> Tensor:
-    words = text.encode()[:_TEXT_BYTES]
-    head = bytes([status]) + length.to_bytes(8, "little") + len(words).to_bytes(4, "little")
-    return torch.frombuffer(bytearray(head + words.ljust(_TEXT_BYTES, b"\0")), dtype=torch.uint8)
-
-
-def _read_frame(frame: Tensor) -> tuple[int, int, str]:
-    data = frame.numpy().tobytes()
-    size = int.from_bytes(data[9:13], "little")
-    return data[0], int.from_bytes(data[1:9], "little"), data[13 : 13 + size].decode(errors="replace")
 
 
 def _ranks(ranks: list[int]) -> str:
