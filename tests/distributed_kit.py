@@ -58,6 +58,8 @@ LIKE_ONE = {
     "adamw_torch": {"optim": "adamw_torch", "average_tokens_across_devices": False, "eval_strategy": "epoch"},
 }
 LIKE_ONE_PRUNING = {"max_metric_drop": 1.0, "granularity": 3, "calibration_batch_size": 6}
+SHARDED = {"save_strategy": "epoch", "num_train_epochs": 4, "average_tokens_across_devices": False}
+SHARDED_PRUNING = {"granularity": 2, "max_rounds": 2, "start_epoch": 1, "calibration_batch_size": 6}
 
 OUTPUT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 

@@ -126,11 +126,17 @@ class Resumption:
 
         Raises:
             MPrunerError: if the rollback file is missing or damaged.
-            UnsupportedBackendError: if it cannot be rebuilt with this optimizer.
+            UnsupportedBackendError: if it cannot be rebuilt with this optimizer, or under FSDP2.
         """
         round_, edit = self.record.pending, self.pending
         if round_ is None or edit is None:
             raise MPrunerError("No cut is pending in this checkpoint.")
+        if runtime.name == "FSDP2":
+            raise UnsupportedBackendError(
+                f"'{self.checkpoint.folder}' holds a cut without a verdict, which cannot be gone on with under FSDP2: the layers "
+                "that were taken out would not be sharded. Resume from a checkpoint that was saved before that cut or after "
+                'its verdict (save_strategy="epoch" makes such).'
+            )
         rollback = Rollback.read(self.checkpoint.folder / ROLLBACK_NAME)
         with keep_rng_state():
             candidate = Candidate.lift(model, optimizer, scaler)
