@@ -191,6 +191,8 @@ class PruningEngine:
                 f"The processes have different plans: this one (rank {self.runtime.rank}) would keep {plan.kept}. Decide on "
                 "the main process and send the plan to the others (runtime.broadcast). Nothing was changed."
             )
+        # transformers saves on the main process only, so only there a copy can be loaded again
+        inputs = self._verify_inputs() if self._verify_inputs is not None and self.runtime.is_main_process else None
         return make_cut(
             self.model,
             plan,
@@ -201,7 +203,7 @@ class PruningEngine:
             snapshot=self.config.snapshot if self._trains else None,
             snapshot_directory=self._snapshot_directory,
             freeze_untouched=self.config.freeze_untouched,
-            verify_inputs=None if self._verify_inputs is None else self._verify_inputs(),
+            verify_inputs=inputs,
         )
 
     def _cut_together(self, plan: PruningPlan, optimizer: Any, scheduler: Any, scaler: Any) -> str | None:
@@ -214,9 +216,12 @@ class PruningEngine:
                 except UnsupportedArchitectureError as error:
                     refusal = " ".join(str(error).split())
             refusals = self.runtime.gather(refusal)
-            if None in refusals and any(refusals):
+            if refusals[0] is None and any(refusals):
                 reasons = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(refusals) if text)
-                raise MPrunerError(f"The cut was refused on some processes only, and is made on none: {reasons}")
+                raise MPrunerError(f"The cut was refused by some processes, but not by the main one: {reasons}")
+            if refusals[0] is not None and cut is not None:
+                self._take_back(cut)
+                cut = None
             self.runtime.check_same(self.model)
         except BaseException:
             if cut is not None:
