@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
+from packaging.version import Version
 
 from distributed_kit import LIKE_ONE, LIKE_ONE_PRUNING, bert, launch, results
 from trainer_kit import STACK, add, build_trainer
@@ -135,6 +137,9 @@ def test_sums_and_values_of_all_processes(found: Found) -> None:
     assert [one["sums"] for one in found] == [[3.0, [0, 1], False]] * 2
 
 
+@pytest.mark.skipif(
+    Version(accelerate.__version__) < Version("1.14"), reason="this accelerate wraps a model that was evaluated before"
+)
 def test_an_evaluation_before_training_is_refused(found: Found) -> None:
     for one in found:
         assert "UnsupportedBackendError" in one["early"]["error"]
