@@ -253,7 +253,7 @@ def test_the_stand_in_itself_is_one_process() -> None:
         (
             {"plugins": {"fsdp_plugin": SimpleNamespace(fsdp_version=2)}},
             "FSDP2 that sharded nothing",
-            "trains with DDP",
+            "left the model whole",
         ),
         ({"kind": DistributedType.XLA, "num_processes": 8}, "TorchXLA", "compiles or partitions"),
         ({"mode": ParallelMode.TPU}, "TorchXLA", "compiles or partitions"),

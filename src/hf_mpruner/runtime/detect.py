@@ -55,7 +55,7 @@ def _fsdp1(trainer: Any) -> str:
     return "FSDP1" if old or "FullyShardedDataParallel" in kinds else ""
 
 
-def _fsdp_on_cpu(trainer: Any) -> str:
+def _fsdp_idle(trainer: Any) -> str:
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     return "" if plugin is None or _has_units(trainer.model) else "FSDP2 that sharded nothing"
 
@@ -139,8 +139,8 @@ _OBSTACLES: tuple[tuple[Callable[[Any], str], str, str], ...] = (
     ),
     (_unknown_wrapper, "it is not known to follow a change of the model inside it", _INSTEAD),
     (
-        _fsdp_on_cpu,
-        "accelerate trains with DDP instead on this device, without saying so",
+        _fsdp_idle,
+        "the plugin is on, but accelerate left the model whole",
         "Leave out fsdp=..., or train on devices that FSDP2 supports. Nothing was changed.",
     ),
     (
