@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import time
 from datetime import timedelta
@@ -45,11 +46,17 @@ class Channel:
         """Make the group; every process must do so at the same moment."""
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.timeout = timeout
-        self._group = distributed.new_group(backend="gloo", timeout=timeout)
+        self._group: Any = distributed.new_group(backend="gloo", timeout=timeout)
         # no public name gives the store; torch's own elastic and DTensor code takes it from here
         store = distributed.distributed_c10d._get_default_store()
         self._store = distributed.distributed_c10d.PrefixStore("hf_mpruner", store)
         self._number = 0
+
+    def close(self) -> None:
+        """Let the group go; gloo aborts the process if its threads are still there when the interpreter ends."""
+        group, self._group = self._group, None
+        if group is not None and distributed.is_initialized() and group in distributed.distributed_c10d._world.pg_map:
+            distributed.destroy_process_group(group)
 
     def meet(self, doing: str) -> None:
         """Wait until every process has come to this point.
@@ -163,6 +170,14 @@ def open_channel(timeout: timedelta) -> Channel:
     for known, channel in _OPEN:
         if known is world:
             return channel
+    _close_all()
     channel = Channel(min(timeout, LONGEST_WAIT))
-    _OPEN[:] = [(world, channel)]
+    _OPEN.append((world, channel))
     return channel
+
+
+@atexit.register
+def _close_all() -> None:
+    for _, channel in _OPEN:
+        channel.close()
+    _OPEN.clear()
