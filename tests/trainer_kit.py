@@ -47,7 +47,9 @@ class Scripted:
         return {"accuracy": self.values.pop(0)}
 
 
-def build_trainer(model, output_dir, compute_metrics=accuracy, callbacks=None, optimizers=(None, None), **arguments):
+def build_trainer(
+    model, output_dir, compute_metrics=accuracy, callbacks=None, optimizers=(None, None), model_init=None, **arguments
+):
     """Three epochs of three steps, quiet, on the CPU; `arguments` go to `TrainingArguments`."""
     settings = {
         "output_dir": str(output_dir), "num_train_epochs": 3, "per_device_train_batch_size": 8,
@@ -56,7 +58,7 @@ def build_trainer(model, output_dir, compute_metrics=accuracy, callbacks=None, o
     }  # fmt: skip
     return Trainer(
         model, TrainingArguments(**{**settings, **arguments}), train_dataset=Rows(24, 0), eval_dataset=Rows(16, 1),
-        compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers,
+        compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
     )  # fmt: skip
 
 

@@ -44,15 +44,19 @@ class Resumption:
         record (`PruningRecord`): of the run so far.
         edits: what was done to the script's model and optimizer, in order; each has an `undo`.
         pending (`ModelEdit`, *optional*): the cut that had no verdict yet, made on the script's model.
+        release (callable, *optional*): called by `undo`, lets go of a Trainer whose model was not made yet.
     """
 
     checkpoint: Checkpoint
     record: PruningRecord
     edits: list[ModelEdit | OptimizerEdit] = field(default_factory=list)
     pending: ModelEdit | None = None
+    release: Callable[[], None] | None = None
 
     def undo(self) -> None:
         """Give the script's model and optimizer back as they were."""
+        if self.release is not None:
+            self.release()
         for edit in reversed(self.edits):
             edit.undo()
         self.edits, self.pending = [], None
@@ -241,16 +245,25 @@ def prepare(
     if getattr(trainer, "model_init", None) is None:
         resumption.cut(inner(), trainer.optimizer, trainer.lr_scheduler)
         return resumption
+    own = "call_model_init" in vars(trainer)
     make_model = trainer.call_model_init
+
+    def release() -> None:
+        resumption.release = None
+        if own:
+            trainer.call_model_init = make_model  # type: ignore[method-assign]
+        else:
+            del trainer.call_model_init
 
     def cut_model(trial: Any = None) -> Any:
         # train() builds its model anew, so the cuts wait until it has
-        trainer.call_model_init = make_model  # type: ignore[method-assign]
+        release()
         trainer.model = made = make_model(trial)
         resumption.cut(inner(), None, None)
         return made
 
     trainer.call_model_init = cut_model  # type: ignore[method-assign]
+    resumption.release = release
     return resumption
 
 

@@ -1,0 +1,64 @@
+"""What the tests of resuming share: one life of a run, and what it ended with."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+from hf_mpruner.record import PruningRecord
+from trainer_kit import STACK, add, build_trainer, everything
+
+# Of the model that is evaluated, by its depth: four layers to one is rejected, to two accepted, two to one rejected.
+BY_DEPTH = {4: 0.9, 2: 0.89, 1: 0.5}
+
+
+def live(make_bert, folder, *, resume=None, values=None, config=None, from_init=False, optimizers=None, **arguments):
+    """One process's life: build the uncut model, train (and resume); returns trainer and callback.
+
+    `values(depth, step)` is the metric; `optimizers(model)` makes optimizer and scheduler; `from_init` passes a
+    function that builds the model instead of the model.
+    """
+
+    def build():
+        return make_bert(hidden_dropout_prob=0.1, num_labels=2)
+
+    def metric(_):
+        depth = len(trainer.model.get_submodule(STACK))
+        return {"accuracy": BY_DEPTH[depth] if values is None else values(depth, trainer.state.global_step)}
+
+    model = None if from_init else build()
+    settings = {"num_train_epochs": 6, "save_strategy": "steps", "save_steps": 2, **arguments}
+    trainer = build_trainer(
+        model, folder, metric, model_init=build if from_init else None,
+        optimizers=(None, None) if optimizers is None else optimizers(model), **settings,
+    )  # fmt: skip
+    callback = add(trainer, **{"start_epoch": 1, "recovery_epochs": 1, **(config or {})})
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, callback
+
+
+def verdicts(callback):
+    return [(r.verdict, r.kept[STACK], r.granularity, r.reason) for r in callback.record.rounds]
+
+
+def ended(trainer, callback, folder):
+    """What a resumed run is compared with; taken before anything else moves the trainer."""
+    return SimpleNamespace(
+        folder=folder,
+        everything=everything(trainer),
+        verdicts=verdicts(callback),
+        rates=[group["lr"] for group in trainer.optimizer.param_groups],
+        step=trainer.state.global_step,
+    )
+
+
+def copy_checkpoints(source, target, *steps):
+    """Some checkpoints of a run into the folder of another life."""
+    for step in steps:
+        shutil.copytree(source / f"checkpoint-{step}", target / f"checkpoint-{step}")
+    return target
+
+
+def pending_at(folder, step):
+    """Whether a cut was pending in a checkpoint."""
+    return PruningRecord.load(folder / f"checkpoint-{step}").pending is not None
