@@ -83,7 +83,13 @@ def test_a_resume_that_fails_gives_the_optimizer_back(make_bert, tmp_path):
 
     def state():
         groups = [(group["lr"], list(map(id, group["params"]))) for group in optimizer.param_groups]
-        return groups, list(schedule.base_lrs), schedule.get_last_lr(), model.config.to_dict(), list(model.state_dict())
+        return (
+            groups,
+            list(schedule.base_lrs),
+            schedule.get_last_lr(),
+            model.config.to_dict(),
+            list(model.state_dict()),
+        )
 
     trainer = build_trainer(model, tmp_path / "out", optimizers=(optimizer, schedule), num_train_epochs=6)
     callback = add(trainer, start_epoch=1)
