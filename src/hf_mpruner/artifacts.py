@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from .errors import MPrunerError
 from .runtime import keep_rng_state
-from .storage import write_text
+from .storage import new_folder, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -135,7 +134,7 @@ def write_artifacts(
         ValueError, FileExistsError, PermissionError: see `check_output_dir`.
     """
     folder = check_output_dir(output_dir, source=source, overwrite=overwrite)
-    with _new_folder(folder) as draft, _no_bars(), keep_rng_state():
+    with new_folder(folder) as draft, _no_bars(), keep_rng_state():
         model.save_pretrained(draft)
         if processing_class is not None:
             processing_class.save_pretrained(draft)
@@ -246,28 +245,6 @@ def find_auto_class(model: PreTrainedModel) -> tuple[str, str]:
             return auto, "transformers"
     module = type(model).__module__
     return own, "transformers" if module.startswith("transformers.") else module
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A sibling to write into, which takes the folder's place once everything went well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
-    draft.mkdir()
-    try:
-        yield draft
-        if folder.is_dir():
-            folder.rename(old)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if old.is_dir():
-                old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        if folder.is_dir():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +67,36 @@ def write_tensors(file: Path, values: dict[str, Any]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return file
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A sibling to write into, which takes the folder's place once everything went well and is on the disk.
+
+    Args:
+        folder (`Path`): whole as it was, or whole as it will be; never between. May not exist yet.
+
+    Yields:
+        `Path`: an empty folder; it is gone after an error.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    draft.mkdir()
+    try:
+        yield draft
+        for file in draft.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        if folder.is_dir():
+            folder.rename(old)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if old.is_dir():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if folder.is_dir():
+            shutil.rmtree(old, ignore_errors=True)

@@ -43,10 +43,10 @@ def load_copy(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     loader: Any = type(model)
     settings: dict[str, Any] = {
         "dtype": dtypes.pop() if len(dtypes) == 1 else torch.float32,
-        "attn_implementation": _attention_of(model.config),
+        "attn_implementation": attention_of(model.config),
     }
     try:
-        with _quietly(), keep_configs(model):
+        with quietly(), keep_configs(model):
             model.save_pretrained(folder)
             copy, info = loader.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True, **settings
@@ -102,10 +102,10 @@ def _adopt_weights_(copy: nn.Module, model: nn.Module) -> None:
         held[leaf] = other
 
 
-def _attention_of(config: PreTrainedConfig) -> dict[str, Any]:
+def attention_of(config: PreTrainedConfig) -> dict[str, Any]:
     """Attention of a config and of those nested in it, as `from_pretrained` takes it."""
     nested = {name: getattr(config, name, None) for name in config.sub_configs}
-    inner = {name: _attention_of(node) for name, node in nested.items() if isinstance(node, PreTrainedConfig)}
+    inner = {name: attention_of(node) for name, node in nested.items() if isinstance(node, PreTrainedConfig)}
     return {"": config._attn_implementation, **inner}
 
 
@@ -128,7 +128,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Saving and loading back is nobody's business as long as it works."""
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
     chatter.set_verbosity_error()
