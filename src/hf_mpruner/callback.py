@@ -27,7 +27,8 @@ from .resume import Resumption, check_world_size, find_checkpoint, prepare, wrap
 from .rollback import names_of
 from .runtime import Runtime, detect_runtime
 from .seal import Sealer, sweep
-from .workbench import PREFIX, Workbench, round_facts, trained_model
+from .subject import trained_model, trained_whole
+from .workbench import PREFIX, Workbench, round_facts
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -163,7 +164,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         trainer = self._bound(state)
         runtime = detect_runtime(trainer)
         model, resumption = trained_model(trainer), self._resumption
-        check_optimizer(model, kwargs["optimizer"])
+        check_optimizer(trained_whole(trainer), kwargs["optimizer"])
         check_trainer(trainer, self.config, state, kwargs["train_dataloader"], resumed=resumption is not None)
         cast(dict, state.stateful_callbacks).setdefault(type(self).__name__, self.state())
         if resumption is None and self.engine is not None and self.engine.model is model:
@@ -181,7 +182,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
 
     def _build(self, trainer: Trainer, runtime: Runtime, record: PruningRecord | None) -> None:
         args = trainer.args
-        bench = Workbench(trainer, self.config, self.calibration, runtime)
+        self._bench = bench = Workbench(trainer, self.config, self.calibration, runtime)
         if record is not None:
             check_world_size(record, args.world_size)
         self.engine = PruningEngine(
@@ -192,13 +193,13 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
             runtime=runtime,
             trains=self.config.recovery_epochs > 0,
             snapshot_directory=Path(args.output_dir or "."),
-            metric_hint=((args.metric_for_best_model or "").removeprefix("eval_") or None, args.greater_is_better),
+            metric_hint=bench.metric_hint,
+            whole=trained_whole(trainer),
             verify_inputs=bench.verify_inputs,
             record=record,
         )
         self.engine.record.world_size = args.world_size
         self.engine.record.calibration = bench.prepare_calibration()
-        self._bench = bench
 
     def _watch(self, model: Any, state: TrainerState) -> None:
         engine = self._started()
@@ -216,10 +217,10 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         optimizer, scheduler, scaler = kwargs["optimizer"], kwargs["lr_scheduler"], trainer.accelerator.scaler
 
         def make(plan: PruningPlan, round_: Round) -> PendingCut:
-            self._sealer.before = names_of(engine.model)
+            self._sealer.before = names_of(engine.whole)
             return engine.carry_out(plan, optimizer, scheduler, scaler=scaler)
 
-        cut, following = resumption.rebuild(engine.model, optimizer, scaler, make, runtime)
+        cut, following = resumption.rebuild(engine.whole, optimizer, scaler, make, runtime)
         engine.adopt(cut, following)
         steps = steps_per_epoch(kwargs["train_dataloader"], trainer.args)
         self._recovered_epochs = (state.global_step - engine.record.rounds[-1].started_at_step) // steps
@@ -279,7 +280,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
     def _start_round(self, state: TrainerState, optimizer: Any, scheduler: Any) -> bool:
         engine = self._started()
         best = {name: getattr(state, name) for name in _BEST}
-        before = names_of(engine.model)
+        before = names_of(engine.whole)
         with self._workbench().aside():
             scaler = self._bound().accelerator.scaler
             number = len(engine.record.rounds)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import nn
+
 from .optimizer import OptimizerEdit, check_optimizer_matches, find_missing_parameters
 from .plan import PruningPlan
 from .recovery import FrozenParameters, freeze_untouched_, touched_layers
@@ -69,6 +71,7 @@ def make_cut(
     snapshot_directory: Path | None,
     freeze_untouched: bool,
     verify_inputs: Mapping[str, Any] | None = None,
+    whole: nn.Module | None = None,
 ) -> PendingCut:
     """Cut the model, and the optimizer with it.
 
@@ -83,10 +86,10 @@ def make_cut(
         snapshot_directory (`Path`, *optional*): the folder for `snapshot="disk"`.
         freeze_untouched (`bool`): train only beside the cut, and the head.
         verify_inputs (`Mapping`, *optional*): a batch to run the cut on (`verify="full"`).
+        whole (`nn.Module`, *optional*): what the optimizer trains, if the model is only a part of it.
 
     Raises:
-        UnsupportedArchitectureError: if the cut cannot be proved right, or does not pass on `verify_inputs`; nothing
-            was changed.
+        UnsupportedArchitectureError: if the cut is not proved right, or fails on `verify_inputs`; nothing was changed.
         MPrunerError: if any other part fails; what had been changed by then is undone.
     """
     runtime.before_edit()
@@ -98,13 +101,13 @@ def make_cut(
     except BaseException:
         runtime.after_edit()
         raise
-    removed = edit.removed_parameters
-    optimizer_edit = OptimizerEdit(optimizer, scheduler, removed, edit.trims, model) if optimizer is not None else None
-    missing_before = find_missing_parameters(model, optimizer) if optimizer is not None else []
-    kept_weights = None
+    whole, removed = model if whole is None else whole, edit.removed_parameters
+    optimizer_edit = OptimizerEdit(optimizer, scheduler, removed, edit.trims, whole) if optimizer is not None else None
+    missing_before = find_missing_parameters(whole, optimizer) if optimizer is not None else []
+    kept_weights = frozen = None
     if snapshot is not None:
         kept_weights = Snapshot.take(
-            model, optimizer, removed=removed, where=snapshot, directory=snapshot_directory, scaler=scaler
+            whole, optimizer, removed=removed, where=snapshot, directory=snapshot_directory, scaler=scaler
         )
     try:
         apply_verified_(edit, check)
@@ -113,7 +116,6 @@ def make_cut(
             kept_weights.release()
         runtime.after_edit()
         raise
-    frozen = None
     try:
         if optimizer_edit is not None:
             optimizer_edit.apply()
@@ -122,7 +124,7 @@ def make_cut(
             frozen = freeze_untouched_(model, touched)
         runtime.after_edit()
         if optimizer is not None:
-            check_optimizer_matches(model, optimizer, missing_before)
+            check_optimizer_matches(whole, optimizer, missing_before)
     except BaseException:
         _give_up(PendingCut(edit, optimizer_edit, kept_weights, frozen, 0.0), runtime)
         raise

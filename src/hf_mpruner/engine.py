@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from .architectures import parameters_after
 from .config import PruningConfig
 from .cut import PendingCut, make_cut
@@ -43,10 +45,11 @@ class PruningEngine:
         runtime (`Runtime`): one process unless given.
         trains (`bool`): whether the model trains between a cut and its verdict. If not, no snapshot is taken.
         snapshot_directory (`Path`, *optional*): where `snapshot="disk"` writes.
-        metric_hint: `(name, greater_is_better)` to fall back on, e.g. the Trainer's `metric_for_best_model`.
+        metric_hint (callable): returns `(name, greater_is_better)` to fall back on, e.g. `metric_for_best_model`.
         verify_inputs (*optional*): returns a batch of model inputs, for `verify="full"`.
         record (`PruningRecord`, *optional*): of a run that is gone on with: the model has its accepted cuts already, and
             none is pending in the record.
+        whole (`nn.Module`, *optional*): what trains, if the model is only a part of it.
 
     Raises:
         UnsupportedArchitectureError: if the model has no stack that can be cut.
@@ -64,9 +67,10 @@ class PruningEngine:
         runtime: Runtime | None = None,
         trains: bool = True,
         snapshot_directory: Path | None = None,
-        metric_hint: tuple[str | None, bool | None] = (None, None),
+        metric_hint: Callable[[], tuple[str | None, bool | None]] = lambda: (None, None),
         verify_inputs: GiveInputs | None = None,
         record: PruningRecord | None = None,
+        whole: nn.Module | None = None,
     ) -> None:
         """Look at the model and the config; nothing is measured or changed yet."""
         if config.verify == "full" and verify_inputs is None:
@@ -80,6 +84,7 @@ class PruningEngine:
                 "units would be whole while the optimizer is edited. Pass verify='structure'. Nothing was changed."
             )
         self.model = model
+        self.whole: nn.Module = model if whole is None else whole
         self.config = config
         self.runtime = runtime or SingleProcess()
         self._planner = RoundPlanner(model, config, measure, record)
@@ -204,6 +209,7 @@ class PruningEngine:
             snapshot_directory=self._snapshot_directory,
             freeze_untouched=self.config.freeze_untouched,
             verify_inputs=inputs,
+            whole=self.whole,
         )
 
     def _cut_together(self, plan: PruningPlan, optimizer: Any, scheduler: Any, scaler: Any) -> str | None:
@@ -222,7 +228,7 @@ class PruningEngine:
             if refusals[0] is not None and cut is not None:
                 self._take_back(cut)
                 cut = None
-            self.runtime.check_same(self.model)
+            self.runtime.check_same(self.whole)
         except BaseException:
             if cut is not None:
                 self._take_back(cut)
@@ -263,7 +269,7 @@ class PruningEngine:
                 self.runtime.on_keep()
             else:
                 self._take_back(cut)
-        self.runtime.check_same(self.model)
+        self.runtime.check_same(self.whole)
         round_.after, round_.decided_at_step = measured, step
         if accepted:
             self._next = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,12 +12,14 @@ _GREATER = (
     "accuracy", "balanced_accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted", "precision", "recall", "roc_auc", "auc",
     "average_precision", "map", "mean_average_precision", "matthews_correlation", "mcc", "exact_match", "exact", "em",
     "pearson", "pearsonr", "spearman", "spearmanr", "r2", "r_squared", "bleu", "sacrebleu", "score", "chrf", "meteor",
-    "rouge1", "rouge2", "rougel", "rougelsum", "bertscore", "mean_iou", "iou", "dice", "top5_accuracy", "ndcg", "mrr",
+    "rouge1", "rouge2", "rougel", "rougelsum", "bertscore", "mean_iou", "iou", "dice", "top5_accuracy", "ndcg", "mrr", "ap",
 )  # fmt: skip
 _LOWER = (
     "loss", "perplexity", "ppl", "wer", "cer", "ter", "mse", "rmse", "mae", "mape", "mean_squared_error",
     "mean_absolute_error", "brier_score", "hamming_loss", "eer", "error", "error_rate", "bits_per_byte",
 )  # fmt: skip
+# What sentence-transformers appends: "spearman_cosine", "cosine_ndcg@10".
+_SUFFIX = re.compile(r"(_(cosine|dot|euclidean|manhattan|max)|@\d+)$")
 # What Trainer.evaluate adds to the user's own metrics.
 _HOUSEKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch", "loss")
 
@@ -102,6 +105,8 @@ def choose_metric(
             f"PruningConfig(metric={(own or ['accuracy'])[0]!r})."
         )
     name = name.removeprefix("eval_")
+    if name == fallback_name and greater_is_better is None:
+        greater_is_better = fallback_greater_is_better
     Metric(name, True).read(metrics)  # raises with the list of what there is
     if greater_is_better is None:
         greater_is_better = _known_direction(name)
@@ -120,10 +125,10 @@ def strip_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 def _known_direction(name: str) -> bool | None:
     # "validation_accuracy" or "data1_loss" (several evaluation sets) end in a known name
-    lowered = name.lower()
+    lowered = _SUFFIX.sub("", name.lower())
     for known, direction in [(n, True) for n in _GREATER] + [(n, False) for n in _LOWER]:
         if lowered == known or lowered.endswith(f"_{known}"):
-            return direction
+            return direction is not lowered.removesuffix(known).endswith(("neg_", "negative_"))
     return None
 
 

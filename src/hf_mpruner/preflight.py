@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
 
 from .config import PruningConfig
 from .errors import UnsupportedBackendError
 from .record import RECORD_NAME, PruningRecord
+from .subject import check_surroundings, trained_model
+from .trainers import evaluator_of
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerState, TrainingArguments
@@ -27,14 +31,22 @@ def check_trainer(
 
     Raises:
         ValueError: without an evaluation set, without anything to judge by, or with too few epochs for one round.
+        UnsupportedArchitectureError: if something around the transformers model counts its layers.
         UnsupportedBackendError: for `auto_find_batch_size`, or a checkpoint of a run that had cut the model.
     """
-    if trainer.eval_dataset is None:
+    check_surroundings(cast(nn.Module, trainer.model), trained_model(trainer))
+    evaluator = evaluator_of(trainer)
+    if trainer.eval_dataset is None and evaluator is None:
         raise ValueError(
             "The Trainer has no eval_dataset, so no pruned model can be judged. Pass Trainer(..., eval_dataset=...), "
             "a set that training does not see."
         )
-    if trainer.compute_metrics is None and config.metric is None:
+    if trainer.eval_dataset is None and config.metric in ("loss", "perplexity"):
+        raise ValueError(
+            f"PruningConfig(metric={config.metric!r}) needs an eval_dataset to compute a loss on, but the Trainer has an "
+            "evaluator only. Pass Trainer(..., eval_dataset=...), or leave metric out: the evaluator's primary_metric decides."
+        )
+    if trainer.compute_metrics is None and config.metric is None and evaluator is None:
         raise ValueError(
             "The Trainer has no compute_metrics and PruningConfig names no metric, so nothing can judge a pruned "
             'model. Pass Trainer(..., compute_metrics=...), or PruningConfig(metric="loss") to judge by the loss.'

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from .checkpoint import ROLLBACK_NAME, Checkpoint, last_whole_checkpoint, read_whole_checkpoint
 from .clusters import LayerCluster
 from .cut import PendingCut
@@ -110,7 +112,7 @@ class Resumption:
 
     def rebuild(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         optimizer: Any,
         scaler: Any,
         make: Callable[[PruningPlan, Round], PendingCut],
@@ -119,7 +121,7 @@ class Resumption:
         """Make the pending cut again, from the model before it, and put the checkpoint's candidate into it.
 
         Args:
-            model (`PreTrainedModel`): the candidate, its weights loaded.
+            model (`nn.Module`): all that trains, as the candidate, its weights loaded.
             optimizer: the live one, the candidate's state loaded.
             scaler (*optional*): the gradient scaler.
             make (callable): makes the round's cut on the model that is live now.

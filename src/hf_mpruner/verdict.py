@@ -24,7 +24,7 @@ class Judge:
         config (`PruningConfig`): what the user asked for.
         evaluate (*optional*): returns an evaluation's values by name. Without it nothing is judged.
         runtime (`Runtime`): of the processes that evaluate.
-        hint: `(name, greater_is_better)` to fall back on.
+        hint (callable): returns `(name, greater_is_better)` to fall back on, asked after the first evaluation.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Judge:
         config: PruningConfig,
         evaluate: Evaluate | None,
         runtime: Runtime,
-        hint: tuple[str | None, bool | None] = (None, None),
+        hint: Callable[[], tuple[str | None, bool | None]] = lambda: (None, None),
     ) -> None:
         """Nothing is evaluated yet."""
         self.config, self.runtime = config, runtime
@@ -70,12 +70,13 @@ class Judge:
         """
         metrics = self.evaluate(measured)
         if metrics is not None:
+            name, greater = self._hint()
             metric = choose_metric(
                 metrics,
                 self.config.metric,
                 self.config.greater_is_better,
-                fallback_name=self._hint[0],
-                fallback_greater_is_better=self._hint[1],
+                fallback_name=name,
+                fallback_greater_is_better=greater,
             )
             value = metric.read(metrics)
             if not is_finite(value):

@@ -16,10 +16,12 @@ from .features import measure_similarity
 from .metric import strip_prefix
 from .record import Round
 from .runtime import Runtime, keep_rng_state
+from .subject import trained_model
+from .trainers import UnflattenedBatches, as_model_inputs, evaluator_of, keep_books
 from .verify import first_batch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
+    from transformers import Trainer
 
     from .architectures import BlockStack
     from .similarity import SimilarityMatrix
@@ -35,7 +37,8 @@ class Workbench:
     Args:
         trainer (`Trainer`): training, or about to.
         config (`PruningConfig`): what the user asked for.
-        calibration (*optional*): data to measure on; by default a sample of the Trainer's evaluation set.
+        calibration (*optional*): data to measure on; by default a sample of the Trainer's evaluation set, or of its
+            training set where an evaluator judges without one.
         runtime (`Runtime`): the processes that share the measuring; one unless given.
     """
 
@@ -57,7 +60,9 @@ class Workbench:
             CalibrationError: if there are no examples.
         """
         trainer = self.trainer
-        given = self.calibration if self.calibration is not None else trainer.eval_dataset
+        candidates = (self.calibration, trainer.eval_dataset, trainer.train_dataset)
+        given: Any = next((data for data in candidates if data is not None), None)
+        trained = given is trainer.train_dataset
         if isinstance(given, dict):
             given = next(iter(given.values()))
         judges = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
@@ -71,15 +76,17 @@ class Workbench:
         with keep_rng_state():
             # public, and it does what the Trainer does: drops columns that the model does not take, picks the collator
             like_trainer = trainer.get_test_dataloader(cast(Any, given)) if _is_dataset(given) else None
-            self._loader = calibration_loader(
+            loader = calibration_loader(
                 given if like_trainer is None else like_trainer.dataset,
-                collate_fn=None if like_trainer is None else like_trainer.collate_fn,
+                collate_fn=None if like_trainer is None else UnflattenedBatches(like_trainer.collate_fn),
                 num_samples=self.config.calibration_samples,
                 batch_size=self.config.calibration_batch_size,
                 seed=self.config.seed,
                 model=trained_model(trainer),
             )
-        return {"source": "sample of the evaluation set" if same else "given by the user"}
+            self._loader = as_model_inputs(trainer, loader)
+        source = "sample of the evaluation set" if same else "sample of the training set"
+        return {"source": source if same or trained else "given by the user"}
 
     def measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
         """Similarity of all pairs of layers of each stack."""
@@ -98,7 +105,16 @@ class Workbench:
 
     def evaluate(self) -> dict[str, float]:
         """The Trainer's own evaluation, keys without prefix."""
-        return strip_prefix(self.trainer.evaluate(metric_key_prefix=PREFIX), PREFIX)
+        # trl calls what it adds "eval_..." whatever prefix it is given
+        return strip_prefix(strip_prefix(self.trainer.evaluate(metric_key_prefix=PREFIX), PREFIX), "eval")
+
+    def metric_hint(self) -> tuple[str | None, bool | None]:
+        """What decides if the config does not say: `metric_for_best_model`, else an evaluator's `primary_metric`."""
+        args, evaluator = self.trainer.args, evaluator_of(self.trainer)
+        name = (args.metric_for_best_model or "").removeprefix("eval_")
+        if evaluator is not None and name in ("", "loss"):
+            return getattr(evaluator, "primary_metric", None), getattr(evaluator, "greater_is_better", None)
+        return name or None, args.greater_is_better
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -112,7 +128,7 @@ class Workbench:
         everyone, logged = handler.callbacks, len(history)
         handler.callbacks = [cb for cb in everyone if isinstance(cb, DefaultFlowCallback | ProgressCallback)]
         try:
-            with keep_rng_state(), _keep_control(trainer):
+            with keep_rng_state(), keep_books(trainer), _keep_control(trainer):
                 yield
         finally:
             handler.callbacks = everyone
@@ -120,7 +136,7 @@ class Workbench:
 
     def log(self, facts: Mapping[str, float]) -> None:
         """Log through the Trainer: history, progress bar, TensorBoard and whatever else is on."""
-        with _keep_control(self.trainer):
+        with keep_books(self.trainer), _keep_control(self.trainer):
             self.trainer.log(dict(facts))
 
 
@@ -132,11 +148,6 @@ def round_facts(round_: Round) -> dict[str, float]:
         f"{PREFIX}_layers": layers,
         f"{PREFIX}_parameters": round_.after.parameters,
     }
-
-
-def trained_model(trainer: Trainer) -> PreTrainedModel:
-    """The model that a Trainer trains, without its wrappers."""
-    return cast("PreTrainedModel", trainer.model)
 
 
 def _is_dataset(data: Any) -> bool:

@@ -223,14 +223,20 @@ def _collect(model: nn.Module, optimizer: Any, removed: set[nn.Parameter], scale
     return live
 
 
-def _surviving_modules(module: nn.Module, removed: set[nn.Parameter]) -> Iterator[nn.Module]:
-    """All modules but those of which every parameter goes, and what is inside them."""
+def _surviving_modules(
+    module: nn.Module, removed: set[nn.Parameter], seen: set[nn.Module] | None = None
+) -> Iterator[nn.Module]:
+    """All modules, each once, but those of which every parameter goes, and what is inside them."""
+    seen = set() if seen is None else seen
+    if module in seen:
+        return
+    seen.add(module)
     params = list(module.parameters())
     if params and all(param in removed for param in params):
         return
     yield module
     for child in module.children():
-        yield from _surviving_modules(child, removed)
+        yield from _surviving_modules(child, removed, seen)
 
 
 def _outline(value: Any, tensors: list[Tensor], owner: str = "") -> Any:
