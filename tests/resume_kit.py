@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
+
+from transformers import TrainerCallback
 
 from hf_mpruner.record import PruningRecord
 from trainer_kit import STACK, add, build_trainer, everything
 
 # Of the model that is evaluated, by its depth: four layers to one is rejected, to two accepted, two to one rejected.
 BY_DEPTH = {4: 0.9, 2: 0.89, 1: 0.5}
+
+
+class Keeper(TrainerCallback):
+    """Keeps what lies in the output folder after each save, as a run finds it that is killed then."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def on_save(self, args, state, control, **kwargs):
+        shutil.copytree(args.output_dir, self.place / str(state.global_step), copy_function=os.link)
 
 
 def live(make_bert, folder, *, resume=None, values=None, config=None, from_init=False, optimizers=None, **arguments):
@@ -26,6 +40,7 @@ def live(make_bert, folder, *, resume=None, values=None, config=None, from_init=
         depth = len(trainer.model.get_submodule(STACK))
         return {"accuracy": BY_DEPTH[depth] if values is None else values(depth, trainer.state.global_step)}
 
+    Path(folder).mkdir(parents=True, exist_ok=True)
     model = None if from_init else build()
     settings = {"num_train_epochs": 6, "save_strategy": "steps", "save_steps": 2, **arguments}
     trainer = build_trainer(
@@ -49,6 +64,8 @@ def ended(trainer, callback, folder):
         verdicts=verdicts(callback),
         rates=[group["lr"] for group in trainer.optimizer.param_groups],
         step=trainer.state.global_step,
+        best=[getattr(trainer.state, name) for name in ("best_metric", "best_global_step", "best_model_checkpoint")],
+        evaluated=[(e["step"], e["eval_accuracy"]) for e in trainer.state.log_history if "eval_accuracy" in e],
     )
 
 

@@ -26,7 +26,7 @@ from .report import PruningReport
 from .resume import Resumption, check_world_size, find_checkpoint, prepare, wrap_train
 from .rollback import names_of
 from .runtime import Runtime, detect_runtime
-from .seal import Sealer, sweep
+from .seal import UNFINISHED_NAME, Sealer, sweep
 from .subject import trained_model, trained_whole
 from .workbench import PREFIX, Workbench, round_facts
 
@@ -128,9 +128,9 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Seal a checkpoint: asked for when weights and optimizer are written and no older checkpoint is deleted yet."""
         trainer = self._trainer
-        if trainer is not None and self.engine is not None and trainer.control.should_save:
+        if trainer is not None and self.engine is not None:
             folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{trainer.state.global_step}"
-            if folder.is_dir():
+            if folder.is_dir() and (trainer.control.should_save or (folder / UNFINISHED_NAME).is_file()):
                 self._sealer.seal(folder, self.engine)
         return {"args": {}, "attributes": {}}
 

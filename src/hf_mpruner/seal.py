@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OURS = (RECORD_NAME, STATE_NAME)
+# Lies in a checkpoint while `enable_jit_checkpoint` (SIGTERM) writes it, outside of the Trainer's own saving.
+UNFINISHED_NAME = "checkpoint-is-incomplete.txt"
+_LATER = (RECORD_NAME, STATE_NAME, UNFINISHED_NAME)
 
 
 class Sealer:
@@ -59,6 +61,7 @@ class Sealer:
         if self._written is not None and self._written.is_file():
             try:
                 os.link(self._written, file)
+                self._written = file  # the Trainer deletes older checkpoints first
                 return
             except OSError as error:
                 logger.debug("No link to '%s' could be made, the file is written again: %s", self._written, error)
@@ -78,4 +81,4 @@ def sweep(output_dir: Path) -> None:
 def _is_complete(file: Path) -> bool:
     # other processes write their random states at this moment
     foreign = file.name.startswith("rng_state_") and file.name != "rng_state_0.pth"
-    return file.is_file() and file.name not in _OURS and not foreign and not file.name.endswith(".tmp")
+    return file.is_file() and file.name not in _LATER and not foreign and not file.name.endswith(".tmp")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import trainer_jit_checkpoint
 from transformers import trainer as transformers_trainer
 
-from hf_mpruner import LayerPruningCallback, errors
-from resume_kit import copy_checkpoints, ended, live, pending_at, verdicts
-from trainer_kit import add, assert_same, build_trainer, everything
+from hf_mpruner import LayerPruningCallback, errors, seal
+from hf_mpruner.checkpoint import inspect_checkpoint
+from hf_mpruner.rollback import write_rollback
+from resume_kit import BY_DEPTH, Keeper, copy_checkpoints, ended, live, pending_at, verdicts
+from trainer_kit import STACK, add, assert_same, build_trainer, everything
 
 # A cut is pending at 4 and 6 (to be rejected; its epoch is over at 6), 8 (to be accepted) and 10 (of two layers).
 STEPS = [4, 6, 8, 10, 14]
@@ -107,3 +115,145 @@ def test_a_resume_that_fails_gives_the_optimizer_back(make_bert, tmp_path):
     trainer.train()
     assert trainer.state.global_step == 18
     assert callback.record.rounds
+
+
+# -- best models, early stopping, deleted checkpoints -----------------------------------------------------------------
+
+NOISE = [0.0, 0.02, 0.01, 0.03, -0.01]
+BEST = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "accuracy", "load_best_model_at_end": True}
+
+
+def noisy(depth, step):
+    return BY_DEPTH[depth] + NOISE[step % 5]
+
+
+def rejecting(depth, step):
+    """No cut is good enough; the best model is that of step 2 unless `step 4` (a candidate) is better than it."""
+    return (0.9 if depth == 4 else 0.5) + (0.05 if step == 2 else 0.0)
+
+
+def flattering(depth, step):
+    """As `rejecting`, but the candidate of step 4 looks best of all, until its verdict."""
+    return 0.99 if step == 4 else rejecting(depth, step)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "setting"),
+    [
+        (noisy, 18, BEST),
+        (noisy, 18, {**BEST, "save_total_limit": 1}),
+        (noisy, 18, {**BEST, "save_total_limit": 2, "restore_callback_states_from_checkpoint": True}),
+        (rejecting, 2, {**BEST, "save_total_limit": 1}),
+        (flattering, 14, {**BEST, "save_total_limit": 1}),
+        (noisy, None, {"save_total_limit": 1}),
+        (noisy, None, {"save_total_limit": 2}),
+    ],
+)
+def test_the_best_model_and_deleted_checkpoints(make_bert, tmp_path, values, best, setting):
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    whole = lived(make_bert, out, values=values, callbacks=[Keeper(kept)], **setting)
+    assert whole.best[1] == best
+    for step in (4, 6, 10):
+        shutil.rmtree(out)
+        shutil.copytree(kept / str(step), out)
+        trainer, callback = live(make_bert, out, resume=True, values=values, **setting)
+        resumed = ended(trainer, callback, out)
+        assert trainer._initial_global_step == step
+        assert resumed.verdicts == whole.verdicts
+        assert_same(whole.everything, resumed.everything)
+        assert (resumed.best, resumed.evaluated) == (whole.best, whole.evaluated)
+
+
+def test_a_rollback_file_outlives_the_checkpoints_that_shared_it(make_bert, tmp_path, monkeypatch):
+    written = []
+
+    def counted(file, *arguments):
+        written.append(file)
+        write_rollback(file, *arguments)
+
+    monkeypatch.setattr(seal, "write_rollback", counted)
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    setting = {"save_steps": 1, "save_total_limit": 1, "config": {"recovery_epochs": 2, "max_rounds": 2}}
+    whole = lived(make_bert, out, callbacks=[Keeper(kept)], **setting)
+    assert [verdict for verdict, *_ in whole.verdicts] == ["rejected", "accepted"]
+    assert [file.parent.name for file in written] == ["checkpoint-4", "checkpoint-10"]
+    for step in (9, 13):
+        assert [folder.name for folder in (kept / str(step)).glob("checkpoint-*")] == [f"checkpoint-{step}"]
+        trainer, callback = live(make_bert, kept / str(step), resume=True, **setting)
+        resumed = ended(trainer, callback, out)
+        assert resumed.verdicts == whole.verdicts
+        assert_same(whole.everything, resumed.everything)
+
+
+def test_from_checkpoints_without_an_optimizer(make_bert, tmp_path):
+    """Not the same bits, since the Trainer has no moments and no schedule then; but the same cuts, and nothing is mixed."""
+    setting = {"save_only_model": True, "save_strategy": "steps"}
+    whole = lived(make_bert, tmp_path / "whole", **setting)
+    for step in STEPS:
+        out = copy_checkpoints(whole.folder, tmp_path / str(step), step)
+        saved = load_file(out / f"checkpoint-{step}" / "model.safetensors")
+        begun = []
+
+        class Look(TrainerCallback):
+            def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+                begun.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+        trainer, callback = live(make_bert, out, resume=True, callbacks=[Look()], **setting)
+        assert trainer._initial_global_step == step
+        assert verdicts(callback) == whole.verdicts
+        assert begun[0].keys() == saved.keys()
+        assert all(torch.equal(begun[0][name], tensor) for name, tensor in saved.items())
+        held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+        assert held == {id(p) for p in trainer.model.parameters()}
+        assert {id(p) for p in trainer.optimizer.state} == held
+        assert trainer.model.config.num_hidden_layers == len(trainer.model.get_submodule(STACK)) == 2
+
+
+def test_early_stopping_counts_on(make_bert, tmp_path):
+    """Three evaluations without a better one: those of steps 4, 6 and 8. The verdicts' own evaluations do not count."""
+
+    def life(folder, **resumed):
+        stopper = EarlyStoppingCallback(early_stopping_patience=3)
+        trainer, callback = live(
+            make_bert, folder, callbacks=[stopper], restore_callback_states_from_checkpoint=True, **BEST, **resumed
+        )
+        (stopper,) = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+        return ended(trainer, callback, folder), stopper.early_stopping_patience_counter
+
+    whole, count = life(tmp_path / "whole")
+    assert (whole.step, count) == (8, 3)
+    assert [verdict for verdict, *_ in whole.verdicts] == ["rejected", "accepted"]  # the second as training ends
+    for step in (4, 6):
+        out = copy_checkpoints(whole.folder, tmp_path / str(step), 2, step)
+        resumed, count = life(out, resume=True)
+        assert (resumed.step, count) == (8, 3)
+        assert resumed.verdicts == whole.verdicts
+        assert_same(whole.everything, resumed.everything)
+
+
+@pytest.mark.parametrize("step", [4, 6, 13])
+def test_from_a_checkpoint_that_was_saved_as_the_machine_went(make_bert, tmp_path, monkeypatch, step):
+    """`enable_jit_checkpoint`: on SIGTERM the Trainer saves at once, outside of its usual events."""
+
+    class Now:
+        def __init__(self, seconds, function):
+            self.start = function
+
+    class Terminated(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(trainer_jit_checkpoint.threading, "Timer", Now)
+    setting = {"enable_jit_checkpoint": True, "save_strategy": "no"}
+    whole, out = lived(make_bert, tmp_path / "whole", **setting), tmp_path / "out"
+    live(make_bert, out, callbacks=[Terminated()], **setting)
+    (folder,) = out.glob("checkpoint-*")
+    checkpoint = inspect_checkpoint(folder)
+    assert (checkpoint.step, checkpoint.fault) == (step, "")
+    assert (checkpoint.record.pending is not None) == (step != 13)
+    trainer, callback = live(make_bert, out, resume=True, **setting)
+    resumed = ended(trainer, callback, out)
+    assert trainer._initial_global_step == step
+    assert resumed.verdicts == whole.verdicts
+    assert_same(whole.everything, resumed.everything)
