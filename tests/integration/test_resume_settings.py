@@ -8,8 +8,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers import trainer_jit_checkpoint
+from transformers import EarlyStoppingCallback, TrainerCallback, trainer_jit_checkpoint
 from transformers import trainer as transformers_trainer
 
 from hf_mpruner import LayerPruningCallback, errors, seal
@@ -185,6 +184,13 @@ def test_a_rollback_file_outlives_the_checkpoints_that_shared_it(make_bert, tmp_
         assert_same(whole.everything, resumed.everything)
 
 
+class Start(TrainerCallback):
+    """The weights that a run begins with."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
 def test_from_checkpoints_without_an_optimizer(make_bert, tmp_path):
     """Not the same bits, since the Trainer has no moments and no schedule then; but the same cuts, and nothing is mixed."""
     setting = {"save_only_model": True, "save_strategy": "steps"}
@@ -192,17 +198,12 @@ def test_from_checkpoints_without_an_optimizer(make_bert, tmp_path):
     for step in STEPS:
         out = copy_checkpoints(whole.folder, tmp_path / str(step), step)
         saved = load_file(out / f"checkpoint-{step}" / "model.safetensors")
-        begun = []
-
-        class Look(TrainerCallback):
-            def on_epoch_begin(self, args, state, control, model=None, **kwargs):
-                begun.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-
-        trainer, callback = live(make_bert, out, resume=True, callbacks=[Look()], **setting)
+        start = Start()
+        trainer, callback = live(make_bert, out, resume=True, callbacks=[start], **setting)
         assert trainer._initial_global_step == step
         assert verdicts(callback) == whole.verdicts
-        assert begun[0].keys() == saved.keys()
-        assert all(torch.equal(begun[0][name], tensor) for name, tensor in saved.items())
+        assert start.weights.keys() == saved.keys()
+        assert all(torch.equal(start.weights[name], tensor) for name, tensor in saved.items())
         held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
         assert held == {id(p) for p in trainer.model.parameters()}
         assert {id(p) for p in trainer.optimizer.state} == held
