@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 from transformers import BertConfig, BertForSequenceClassification
 
-from trainer_kit import STACK
+from trainer_kit import STACK, add, build_trainer
 
 TESTS = Path(__file__).parent
 SCRIPTS = TESTS / "distributed" / "scripts"
@@ -110,6 +110,23 @@ def facts(trainer, callback):
         "wrapper": type(trainer.model_wrapped).__name__,
         "evaluations": sum("eval_loss" in entry for entry in trainer.state.log_history),
     }
+
+
+def life(folder, metric, *, ranks=1, checkpoint=None, train=True):
+    """A run of as many optimizer steps with one process as with two; six layers to three is the cut that is accepted."""
+
+    def values(_):
+        depth = len(trainer.model.get_submodule(STACK))
+        return {"accuracy": {6: 0.9, 3: 0.89}.get(depth, 0.5)}
+
+    trainer = build_trainer(
+        bert(), folder, values, per_device_train_batch_size=8 // ranks, num_train_epochs=4, save_strategy="steps",
+        save_steps=1,
+    )  # fmt: skip
+    callback = add(trainer, metric=metric, calibration_batch_size=6, max_rounds=3)
+    if train:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer, callback
 
 
 def failure(run):

@@ -23,7 +23,7 @@ from .optimizer import check_optimizer
 from .preflight import check_trainer, steps_per_epoch
 from .record import PruningRecord, Round
 from .report import PruningReport
-from .resume import Resumption, check_world_size, find_checkpoint, prepare, wrap_train
+from .resume import Resumption, find_checkpoint, prepare, wrap_train
 from .rollback import names_of
 from .runtime import Runtime, detect_runtime
 from .seal import UNFINISHED_NAME, Sealer, sweep
@@ -183,8 +183,6 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
     def _build(self, trainer: Trainer, runtime: Runtime, record: PruningRecord | None) -> None:
         args = trainer.args
         self._bench = bench = Workbench(trainer, self.config, self.calibration, runtime)
-        if record is not None:
-            check_world_size(record, args.world_size)
         self.engine = PruningEngine(
             trained_model(trainer),
             self.config,

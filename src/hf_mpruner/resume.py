@@ -190,28 +190,6 @@ def begin(checkpoint: Checkpoint) -> Resumption | None:
     return Resumption(checkpoint, record)
 
 
-def check_world_size(record: PruningRecord, world_size: int) -> None:
-    """Refuse what is not comparable between numbers of processes.
-
-    Raises:
-        UnsupportedBackendError: if a loss decides: transformers scales it by the number of processes.
-    """
-    if record.world_size == world_size:
-        return
-    if record.metric is not None and (record.metric == "loss" or record.metric.endswith(("_loss", "perplexity"))):
-        raise UnsupportedBackendError(
-            f"The checkpoint was saved by {record.world_size} processes, this run has {world_size}, and the "
-            f"{record.metric} decides, whose scale depends on that number in transformers. Resume with "
-            f"{record.world_size} processes, or begin anew with another metric. Nothing was changed."
-        )
-    logger.warning(
-        "The checkpoint was saved by %d processes, this run has %d: it goes on with the same verdicts so far, but not to the "
-        "same bits.",
-        record.world_size,
-        world_size,
-    )
-
-
 def plan_of(round_: Round, record: PruningRecord) -> RoundPlan:
     """The plan that a round of a record carried out, in the numbering of the model before it."""
     current = record.kept
@@ -240,10 +218,15 @@ def prepare(
 
     Returns:
         `Resumption`, or `None` if there is nothing to cut.
+
+    Raises:
+        MPrunerError: for a checkpoint of another model; nothing was changed.
+        UnsupportedBackendError: if a loss decides and another number of processes saved it; nothing was changed.
     """
     resumption = None if checkpoint is None else begin(checkpoint)
     if resumption is None:
         return None
+    _check_world_size(resumption.record, trainer.args.world_size)
     if getattr(trainer, "model_init", None) is None:
         resumption.cut(inner(), trainer.optimizer, trainer.lr_scheduler)
         return resumption
@@ -292,6 +275,24 @@ def wrap_train(
             abandon()
 
     trainer.train = train  # type: ignore[method-assign]
+
+
+def _check_world_size(record: PruningRecord, world_size: int) -> None:
+    """Refuse what cannot be compared: transformers scales a loss by the number of processes."""
+    if record.world_size == world_size:
+        return
+    if record.metric is not None and (record.metric == "loss" or record.metric.endswith(("_loss", "perplexity"))):
+        raise UnsupportedBackendError(
+            f"The checkpoint was saved by {record.world_size} processes, this run has {world_size}, and the "
+            f"{record.metric} decides, whose scale depends on that number in transformers. Resume with "
+            f"{record.world_size} processes, or begin anew with another metric. Nothing was changed."
+        )
+    logger.warning(
+        "The checkpoint was saved by %d processes, this run has %d: it goes on with the same verdicts so far, but not to the "
+        "same bits.",
+        record.world_size,
+        world_size,
+    )
 
 
 def _check_kind(model: PreTrainedModel, record: PruningRecord, folder: Path) -> None:
