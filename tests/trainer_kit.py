@@ -11,6 +11,11 @@ from hf_mpruner import LayerPruningCallback, PruningConfig
 STACK = "bert.encoder.layer"
 EVERYTHING_ALIKE = 0.0  # with this threshold all layers are one cluster, so k = 1 keeps only the first
 
+# The name that transformers gives it after 5.14.
+CHECKPOINTING = "activation_checkpointing"
+if not hasattr(TrainingArguments, CHECKPOINTING):
+    CHECKPOINTING = "gradient_checkpointing"
+
 
 class Rows(Dataset):
     """Sequences of different lengths; the label says whether the first token is from the lower half."""
@@ -93,6 +98,13 @@ def assert_same(first, second):
         for key, value in values.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(other_state[name][key])), (name, key)
     assert (groups, flags, config) == (other_groups, other_flags, other_config)
+
+
+def realigned(model):
+    """Copy weights out of the file they were read from: another alignment in memory may give other last bits."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model.eval()
 
 
 class Spy(TrainerCallback):

@@ -11,7 +11,6 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from .config import PruningConfig
@@ -20,15 +19,16 @@ from .engine import PruningEngine
 from .errors import MPrunerError
 from .guard import DepthGuard
 from .optimizer import check_optimizer
-from .preflight import check_trainer, steps_per_epoch
+from .preflight import check_alone, check_trainer, steps_per_epoch
 from .record import PruningRecord, Round
 from .report import PruningReport
 from .resume import Resumption, find_checkpoint, prepare, wrap_train
+from .retrain import NOT_BEGUN, Retraining, RetrainingEvents
 from .rollback import names_of
 from .runtime import Runtime, detect_runtime
 from .seal import UNFINISHED_NAME, Sealer, sweep
 from .subject import trained_model, trained_whole
-from .workbench import PREFIX, Workbench, round_facts
+from .workbench import Workbench
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BEST = ("best_metric", "best_global_step", "best_model_checkpoint")
-NOT_BEGUN = "The pruning run has not begun: call trainer.train() first."
 NOT_ATTACHED = (
     "LayerPruningCallback is not attached to a Trainer. Add it with\n"
     "    trainer.add_callback(LayerPruningCallback(trainer, config))\n"
@@ -51,7 +50,7 @@ NOT_ATTACHED = (
 _ATTACHED: weakref.WeakSet[LayerPruningCallback] = weakref.WeakSet()
 
 
-class LayerPruningCallback(TrainerCallback, ExportableState):
+class LayerPruningCallback(RetrainingEvents, ExportableState):
     """Prune the layers of the model while `trainer` trains it (MPruner, Algorithm 1).
 
     Each round measures the similarity of neighbouring layers on calibration data, cuts the model in place, lets the
@@ -121,7 +120,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         trainer = self._bound()
         checkpoint = find_checkpoint(resume_from_checkpoint, trainer.args.output_dir)
         if self.engine is not None:
-            self.engine.rollback()
+            self.rollback()
         self._resumption = prepare(trainer, lambda: trained_model(trainer), checkpoint)
         return None if checkpoint is None else str(checkpoint.folder)
 
@@ -146,6 +145,8 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
     def rollback(self) -> None:
         """After an interrupted training: put the model back as it was before a cut that has no verdict yet."""
         self._started().rollback()
+        if self._retraining is not None:
+            self._retraining.end()
 
     @property
     def report(self) -> PruningReport:
@@ -166,11 +167,15 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         model, resumption = trained_model(trainer), self._resumption
         check_optimizer(trained_whole(trainer), kwargs["optimizer"])
         check_trainer(trainer, self.config, state, kwargs["train_dataloader"], resumed=resumption is not None)
+        retraining = Retraining(trainer, self.config)
+        retraining.check(kwargs["optimizer"], runtime)
         cast(dict, state.stateful_callbacks).setdefault(type(self).__name__, self.state())
         if resumption is None and self.engine is not None and self.engine.model is model:
-            self.engine.rollback()  # of a training that was interrupted between a cut and its verdict
+            self.rollback()  # of a training that was interrupted between a cut and its verdict
             self.engine.reopen()
+            self._retraining = retraining
             return
+        self._retraining = retraining
         self._build(trainer, runtime, None if resumption is None else resumption.record)
         self._watch(model, state)
         if args.output_dir is not None and runtime.is_main_process:
@@ -221,7 +226,9 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         cut, following = resumption.rebuild(engine.whole, optimizer, scaler, make, runtime)
         engine.adopt(cut, following)
         steps = steps_per_epoch(kwargs["train_dataloader"], trainer.args)
-        self._recovered_epochs = (state.global_step - engine.record.rounds[-1].started_at_step) // steps
+        started_at = engine.record.rounds[-1].started_at_step
+        self._recovered_epochs = (state.global_step - started_at) // steps
+        self._recovery().begin(started_at, steps * self.config.recovery_epochs)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -240,6 +247,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         self._recovered_epochs = 0
         while self._start_round(state, kwargs.get("optimizer"), kwargs.get("lr_scheduler")):
             if self.config.recovery_epochs > 0:
+                self._recovery().begin(state.global_step, steps * self.config.recovery_epochs)
                 return
             self._decide(state)
 
@@ -253,6 +261,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
             over = control.should_training_stop or state.global_step >= state.max_steps
             if over or self._recovered_epochs >= self.config.recovery_epochs:
                 self._decide(state)
+                self._recovery().make_up_for_save(control)
         if self.config.stop_when_done and not engine.pending and engine.record.baseline is not None:
             steps_left = state.max_steps - state.global_step
             if steps_left < self.config.recovery_epochs * steps_per_epoch(kwargs["train_dataloader"], args):
@@ -283,13 +292,10 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
             scaler = self._bound().accelerator.scaler
             number = len(engine.record.rounds)
             cut = engine.start_round(optimizer, scheduler, scaler=scaler, step=state.global_step)
-        for round_ in engine.record.rounds[number:]:
-            if round_.refused:
-                refused = {f"{PREFIX}_accepted": 0.0, f"{PREFIX}_refused": 1.0}
-                self._workbench().log({**round_facts(round_), **refused})
         if cut:
             engine.record.best, self._sealer.before = best, before
-            self._workbench().log(round_facts(engine.record.rounds[-1]))
+        for round_ in engine.record.rounds[number:]:
+            self._workbench().log_round(round_)
         return cut
 
     def _decide(self, state: TrainerState) -> None:
@@ -301,19 +307,14 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
     def _after_verdict(self, round_: Round, state: TrainerState) -> None:
         engine = self._started()
         self._sealer.forget()
+        self._recovery().end()
         best = engine.record.best or {}
         if round_.verdict != "rejected" or not Path(best.get("best_model_checkpoint") or "").is_dir():
             best = {}  # a checkpoint of the bigger model must not be loaded into this one at the end
         for name in _BEST:
             setattr(state, name, best.get(name))
         engine.record.best = None
-        facts = round_facts(round_)
-        facts[f"{PREFIX}_accepted"] = float(round_.verdict != "rejected")
-        if round_.after.metric is not None:
-            facts[f"{PREFIX}_{engine.record.metric}"] = round_.after.metric
-        if round_.drop is not None:
-            facts[f"{PREFIX}_drop"] = round_.drop
-        self._workbench().log(facts)
+        self._workbench().log_round(round_, engine.record.metric)
         logger.info("Round %d %s: %s", round_.number, round_.verdict, round_.reason)
 
     def _bound(self, state: TrainerState | None = None) -> Trainer:
@@ -324,17 +325,7 @@ class LayerPruningCallback(TrainerCallback, ExportableState):
         if self._trainer is None:
             raise MPrunerError(NOT_ATTACHED)
         if state is not None:
-            if self._trainer.state is not state:
-                raise MPrunerError(
-                    "This LayerPruningCallback was made for another Trainer than the one that is training. Make one "
-                    "for each: trainer.add_callback(LayerPruningCallback(trainer, config))."
-                )
-            others = [cb for cb in self._trainer.callback_handler.callbacks if isinstance(cb, LayerPruningCallback)]
-            if len(others) > 1:
-                raise MPrunerError(
-                    f"The Trainer has {len(others)} LayerPruningCallbacks; two would cut the same model. Keep one: it "
-                    "prunes every stack (PruningConfig(stacks=[...]) chooses)."
-                )
+            check_alone(self._trainer, state, LayerPruningCallback)
         return self._trainer
 
     def _started(self) -> PruningEngine:

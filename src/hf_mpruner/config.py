@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ CONFIG_NAME = "pruning_config.json"
 
 SnapshotPlace = Literal["cpu", "device", "disk"]
 Verification = Literal["structure", "full"]
+RecoveryKind = Literal["full", "lora"]
+LearningRatePolicy = Literal["run", "restart"]
+TeacherDtype = Literal["float32", "bfloat16", "float16"]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -67,7 +71,23 @@ class PruningConfig:
     Args:
         start_epoch (`int`): epochs that are trained before the first cut.
         recovery_epochs (`int`): epochs of training between a cut and its verdict.
+        recovery (`"full"` or `"lora"`): what trains between a cut and its verdict: the model, or low-rank adapters on the
+            frozen model (Hu et al. 2021, arXiv 2106.09685), which are merged when the cut is accepted.
         freeze_untouched (`bool`): during recovery train only the layers beside a cut and the head (the paper's b).
+        lora_rank, lora_alpha (`int`): size and scale of the adapters.
+        lora_target_modules (list of `str`, *optional*): names of the linear layers that get one; all of them by default.
+        distillation_weight (`float`): share, in 0..1, of the teacher in the loss during recovery; the teacher is the
+            model before the first cut (Hinton et al. 2015, arXiv 1503.02531). 0: no teacher.
+        distillation_temperature (`float`): softens both distributions; above 0.
+        distillation_hidden_weight (`float`): weight of the mean squared error between the outputs of the kept layers
+            and those of the teacher's same layers, added to the loss; 0 or more.
+        teacher_dtype (`"float32"`, `"bfloat16"` or `"float16"`, *optional*): what the teacher is kept in; the model's
+            own type by default.
+        learning_rate_policy (`"run"` or `"restart"`): follow the Trainer's schedule, or warm up and decay again in each
+            round's recovery.
+        recovery_learning_rate (`float`, *optional*): the highest rate during recovery, e.g. for adapters, which learn at
+            about ten times the model's rate; the Trainer's own by default.
+        restart_warmup (`float`): share, in 0..1, of a round's recovery steps that warm up under `"restart"`.
         max_rounds (`int`, *optional*): stop after so many rounds.
         stop_when_done (`bool`): end the training once no round is left, instead of training the rest of the epochs.
         snapshot (`"cpu"`, `"device"` or `"disk"`): where the weights for a rollback are kept.
@@ -111,7 +131,20 @@ class PruningConfig:
     greater_is_better: bool | None = field(default=None, metadata=_help("direction of the metric, if not known"))
     start_epoch: int = field(default=0, metadata=_help("epochs trained before the first cut"))
     recovery_epochs: int = field(default=1, metadata=_help("epochs trained between a cut and its verdict"))
+    recovery: RecoveryKind = field(default="full", metadata=_help("train the model, or adapters that are merged"))
     freeze_untouched: bool = field(default=False, metadata=_help("recover only beside the cuts, and the head"))
+    lora_rank: int = field(default=8, metadata=_help("rank of the adapters of recovery=lora"))
+    lora_alpha: int = field(default=16, metadata=_help("scale of the adapters of recovery=lora"))
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata=_help("layers with adapters (default: linear)")
+    )
+    distillation_weight: float = field(default=0.0, metadata=_help("share in 0..1 of the uncut model's teaching"))
+    distillation_temperature: float = field(default=2.0, metadata=_help("softens teacher and student"))
+    distillation_hidden_weight: float = field(default=0.0, metadata=_help("weight of the hidden states' difference"))
+    teacher_dtype: TeacherDtype | None = field(default=None, metadata=_help("data type the teacher is kept in"))
+    learning_rate_policy: LearningRatePolicy = field(default="run", metadata=_help("one schedule, or anew each round"))
+    recovery_learning_rate: float | None = field(default=None, metadata=_help("highest rate during recovery"))
+    restart_warmup: float = field(default=0.1, metadata=_help("share of a round's steps that warm up under restart"))
     max_rounds: int | None = field(default=None, metadata=_help("stop after so many rounds"))
     stop_when_done: bool = field(default=False, metadata=_help("end the training once no round is left"))
     snapshot: SnapshotPlace = field(default="cpu", metadata=_help("where rollback weights are kept"))
@@ -138,6 +171,8 @@ class PruningConfig:
             ("start_epoch", 0, None),
             ("recovery_epochs", 0, None),
             ("max_rounds", 1, None),
+            ("lora_rank", 1, None),
+            ("lora_alpha", 1, None),
         ):
             _check_int(name, getattr(self, name), low, high, optional=name == "max_rounds")
         if self.granularity > self.max_granularity:
@@ -150,10 +185,20 @@ class PruningConfig:
             ("snapshot", get_args(SnapshotPlace)),
             ("verify", get_args(Verification)),
             ("preset", tuple(PROTOCOLS)),
+            ("recovery", get_args(RecoveryKind)),
+            ("learning_rate_policy", get_args(LearningRatePolicy)),
+            ("teacher_dtype", (*get_args(TeacherDtype), None)),
         ):
             if getattr(self, name) not in allowed:
+                allowed = tuple(map(str, allowed))
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known: pass one of {', '.join(allowed)}.")
+        _check_recovery(self)
         _ = self.protocol  # a wrong protocol field is an error now, not at the first round
+
+    @property
+    def distils(self) -> bool:
+        """Whether the uncut model teaches during recovery."""
+        return self.distillation_weight > 0 or self.distillation_hidden_weight > 0
 
     @property
     def protocol(self) -> SimilarityProtocol:
@@ -200,6 +245,32 @@ class PruningConfig:
         if not file.is_file():
             raise FileNotFoundError(f"No {CONFIG_NAME} at '{path}'. Pass the file or the folder that holds it.")
         return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _check_recovery(config: PruningConfig) -> None:
+    for name, low, high in (
+        ("distillation_weight", 0.0, 1.0),
+        ("distillation_hidden_weight", 0.0, math.inf),
+        ("restart_warmup", 0.0, 1.0),
+    ):
+        value = getattr(config, name)
+        if not low <= value <= high:
+            allowed = f"{low:g}..{high:g}" if high < math.inf else f"{low:g} or more"
+            raise ValueError(f"{name}={value!r} is not allowed: pass a number, {allowed}.")
+    if not config.distillation_temperature > 0:
+        raise ValueError(
+            f"distillation_temperature={config.distillation_temperature!r} is not above 0: pass 2.0, say."
+        )
+    rate = config.recovery_learning_rate
+    if rate is not None and not 0 < rate < math.inf:
+        raise ValueError(f"recovery_learning_rate={rate!r} is no learning rate: pass a number above 0, e.g. 1e-4.")
+    if config.recovery == "lora" and config.recovery_epochs == 0:
+        raise ValueError("recovery='lora' needs epochs to train the adapters: pass recovery_epochs=1 or more.")
+    if config.recovery == "lora" and config.freeze_untouched:
+        raise ValueError(
+            "recovery='lora' freezes the whole model and trains adapters, so freeze_untouched=True adds nothing: pass "
+            "one of the two."
+        )
 
 
 def _check_int(name: str, value: object, low: int, high: int | None, *, optional: bool) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from .architectures import parameters_after
 from .optimizer import OptimizerEdit, check_optimizer_matches, find_missing_parameters
 from .plan import PruningPlan
-from .recovery import FrozenParameters, freeze_untouched_, touched_layers
+from .recovery import Trainable
 from .runtime import Runtime
 from .snapshot import Snapshot
 from .surgery import ModelEdit
@@ -30,20 +31,21 @@ class PendingCut:
         model_edit (`ModelEdit`): blocks, config and positions.
         optimizer_edit (`OptimizerEdit`, *optional*): parameters and moments, if there is an optimizer.
         snapshot (`Snapshot`, *optional*): weights before training went on, if it goes on.
-        frozen (`FrozenParameters`, *optional*): parameters that do not train during recovery.
+        trainable (`Trainable`): what trains during recovery.
+        size (`tuple[int, int]`): parameters and bytes of the cut model, without what recovery adds.
         started (`float`): `time.perf_counter()` when the cut was made.
     """
 
     model_edit: ModelEdit
     optimizer_edit: OptimizerEdit | None
     snapshot: Snapshot | None
-    frozen: FrozenParameters | None
+    trainable: Trainable
+    size: tuple[int, int]
     started: float
 
     def undo(self) -> None:
         """Put the model, its config, the optimizer and the weights back exactly as they were."""
-        if self.frozen is not None:
-            self.frozen.undo()
+        self.trainable.undo()
         if self.optimizer_edit is not None:
             self.optimizer_edit.undo()  # first, since it may refuse: then nothing has been undone by half
         self.model_edit.undo()
@@ -53,8 +55,7 @@ class PendingCut:
 
     def keep(self) -> None:
         """Make the cut final and free what a rollback would have needed."""
-        if self.frozen is not None:
-            self.frozen.undo()
+        self.trainable.keep()
         if self.snapshot is not None:
             self.snapshot.release()
 
@@ -69,7 +70,7 @@ def make_cut(
     runtime: Runtime,
     snapshot: Literal["cpu", "device", "disk"] | None,
     snapshot_directory: Path | None,
-    freeze_untouched: bool,
+    trainable: Trainable,
     verify_inputs: Mapping[str, Any] | None = None,
     whole: nn.Module | None = None,
 ) -> PendingCut:
@@ -84,7 +85,7 @@ def make_cut(
         runtime (`Runtime`): told before and after.
         snapshot (*optional*): where the surviving weights are kept; `None` if nothing trains before the verdict.
         snapshot_directory (`Path`, *optional*): the folder for `snapshot="disk"`.
-        freeze_untouched (`bool`): train only beside the cut, and the head.
+        trainable (`Trainable`): what trains until the verdict.
         verify_inputs (`Mapping`, *optional*): a batch to run the cut on (`verify="full"`).
         whole (`nn.Module`, *optional*): what the optimizer trains, if the model is only a part of it.
 
@@ -94,20 +95,24 @@ def make_cut(
     """
     runtime.before_edit()
     try:
-        edit = ModelEdit(model, plan.kept)
-        check = None
-        if verify_inputs is not None:
-            check = FullCheck(model, plan.kept, verify_inputs, directory=snapshot_directory)
+        edit, check = _prove(model, plan, verify_inputs, snapshot_directory)
     except BaseException:
         runtime.after_edit()
         raise
     whole, removed = model if whole is None else whole, edit.removed_parameters
     optimizer_edit = OptimizerEdit(optimizer, scheduler, removed, edit.trims, whole) if optimizer is not None else None
     missing_before = find_missing_parameters(whole, optimizer) if optimizer is not None else []
-    kept_weights = frozen = None
+    frozen = list(whole.parameters()) if trainable.base_is_frozen else []
+    kept_weights = None
     if snapshot is not None:
         kept_weights = Snapshot.take(
-            whole, optimizer, removed=removed, where=snapshot, directory=snapshot_directory, scaler=scaler
+            whole,
+            optimizer,
+            removed=removed,
+            frozen=frozen,
+            where=snapshot,
+            directory=snapshot_directory,
+            scaler=scaler,
         )
     try:
         apply_verified_(edit, check)
@@ -116,22 +121,37 @@ def make_cut(
             kept_weights.release()
         runtime.after_edit()
         raise
+    cut = PendingCut(edit, optimizer_edit, kept_weights, trainable, parameters_after(model, {}), 0.0)
+    return _train_on(cut, model, optimizer, plan, runtime, missing_before, whole)
+
+
+def _train_on(
+    cut: PendingCut,
+    model: PreTrainedModel,
+    optimizer: Any,
+    plan: PruningPlan,
+    runtime: Runtime,
+    missing_before: Any,
+    whole: nn.Module,
+) -> PendingCut:
+    """Optimizer, recovery and wrappers follow the model that was cut, or it is put back."""
     try:
-        if optimizer_edit is not None:
-            optimizer_edit.apply()
-        if freeze_untouched:
-            touched = {path: touched_layers(stack.depth, stack.kept) for path, stack in plan.stacks.items()}
-            frozen = freeze_untouched_(model, touched)
+        if cut.optimizer_edit is not None:
+            cut.optimizer_edit.apply()
+        cut.trainable.apply(model, optimizer, plan, whole)
         runtime.after_edit()
         if optimizer is not None:
             check_optimizer_matches(whole, optimizer, missing_before)
     except BaseException:
-        _give_up(PendingCut(edit, optimizer_edit, kept_weights, frozen, 0.0), runtime)
+        cut.undo()
+        runtime.after_edit()  # a wrapper may have seen the cut model
         raise
-    return PendingCut(edit, optimizer_edit, kept_weights, frozen, time.perf_counter())
+    cut.started = time.perf_counter()
+    return cut
 
 
-def _give_up(cut: PendingCut, runtime: Runtime) -> None:
-    """Take back what was done, also in a wrapper that may have seen the cut model."""
-    cut.undo()
-    runtime.after_edit()
+def _prove(
+    model: PreTrainedModel, plan: PruningPlan, inputs: Mapping[str, Any] | None, directory: Path | None
+) -> tuple[ModelEdit, FullCheck | None]:
+    edit = ModelEdit(model, plan.kept)
+    return edit, None if inputs is None else FullCheck(model, plan.kept, inputs, directory=directory)

@@ -22,6 +22,7 @@ from .errors import MPrunerError, UnsupportedArchitectureError, UnsupportedBacke
 from .plan import PruningPlan
 from .planner import Measure, RoundPlan, RoundPlanner, original_clusters
 from .record import Measurement, PruningRecord, Round
+from .recovery import WholeModel, make_trainable
 from .runtime import Runtime, SingleProcess
 from .verdict import Evaluate, Judge
 
@@ -177,10 +178,10 @@ class PruningEngine:
         while (following := self.plan_round()) is not None:
             round_ = self._new_round(following, step)
             refusal = self._cut_together(following.plan, optimizer, scheduler, scaler)
-            if refusal is not None:
-                self._refuse(round_, following, refusal)
+            if refusal is not None or self.cut is None:
+                self._refuse(round_, following, refusal or "")
                 continue
-            round_.after = self._size()
+            round_.after = Measurement(*self.cut.size)
             self.record.rounds.append(round_)
             return True
         return False
@@ -207,7 +208,7 @@ class PruningEngine:
             runtime=self.runtime,
             snapshot=self.config.snapshot if self._trains else None,
             snapshot_directory=self._snapshot_directory,
-            freeze_untouched=self.config.freeze_untouched,
+            trainable=make_trainable(self.config) if self._trains else WholeModel(),
             verify_inputs=inputs,
             whole=self.whole,
         )
@@ -258,7 +259,7 @@ class PruningEngine:
         if round_ is None or cut is None or self._next is None:
             raise MPrunerError("No cut is waiting for a verdict: call start_round() first.")
         round_.recovery_seconds = self.runtime.broadcast(time.perf_counter() - cut.started)
-        measured = self._size()
+        measured = Measurement(*cut.size)
         accepted = self._judge.judge(round_, self.record, measured)
         with self.runtime.together("keeping the cut" if accepted else "going back to the model before the cut"):
             if accepted:

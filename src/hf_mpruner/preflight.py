@@ -8,13 +8,37 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from .config import PruningConfig
-from .errors import UnsupportedBackendError
+from .errors import MPrunerError, UnsupportedBackendError
 from .record import RECORD_NAME, PruningRecord
 from .subject import check_surroundings, trained_model
 from .trainers import evaluator_of
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerState, TrainingArguments
+
+
+def check_alone(trainer: Trainer, state: TrainerState, kind: type) -> None:
+    """Refuse a callback of another Trainer, and a second one.
+
+    Args:
+        trainer (`Trainer`): that the callback was made for.
+        state (`TrainerState`): of the one that is training.
+        kind (`type`): the callback's class.
+
+    Raises:
+        MPrunerError: for either.
+    """
+    if trainer.state is not state:
+        raise MPrunerError(
+            "This LayerPruningCallback was made for another Trainer than the one that is training. Make one "
+            "for each: trainer.add_callback(LayerPruningCallback(trainer, config))."
+        )
+    others = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind)]
+    if len(others) > 1:
+        raise MPrunerError(
+            f"The Trainer has {len(others)} LayerPruningCallbacks; two would cut the same model. Keep one: it "
+            "prunes every stack (PruningConfig(stacks=[...]) chooses)."
+        )
 
 
 def check_trainer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -134,20 +134,28 @@ class Workbench:
             handler.callbacks = everyone
             del history[logged:]
 
-    def log(self, facts: Mapping[str, float]) -> None:
-        """Log through the Trainer: history, progress bar, TensorBoard and whatever else is on."""
+    def log_round(self, round_: Round, metric: str | None = None) -> None:
+        """Log a round that begins, or was decided, through the Trainer: history, progress bar, whatever else is on.
+
+        Args:
+            round_ (`Round`): pending or decided.
+            metric (`str`, *optional*): name of the metric that decides.
+        """
+        facts: dict[str, float] = {
+            f"{PREFIX}_round": round_.number,
+            f"{PREFIX}_layers": sum(len(kept) for kept in round_.kept.values()),
+            f"{PREFIX}_parameters": round_.after.parameters,
+        }
+        if round_.verdict != "pending":
+            facts[f"{PREFIX}_accepted"] = float(round_.verdict != "rejected")
+        if round_.refused:
+            facts[f"{PREFIX}_refused"] = 1.0
+        if round_.after.metric is not None:
+            facts[f"{PREFIX}_{metric}"] = round_.after.metric
+        if round_.drop is not None:
+            facts[f"{PREFIX}_drop"] = round_.drop
         with keep_books(self.trainer), _keep_control(self.trainer):
-            self.trainer.log(dict(facts))
-
-
-def round_facts(round_: Round) -> dict[str, float]:
-    """What is logged of a round."""
-    layers = sum(len(kept) for kept in round_.kept.values())
-    return {
-        f"{PREFIX}_round": round_.number,
-        f"{PREFIX}_layers": layers,
-        f"{PREFIX}_parameters": round_.after.parameters,
-    }
+            self.trainer.log(facts)
 
 
 def _is_dataset(data: Any) -> bool:

@@ -21,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from hf_mpruner.architectures import BlockStack, count_parameters, examine, find_block_stacks, parameters_after
 from hf_mpruner.architectures.reference import describe_modules
 from hf_mpruner.surgery import ModelEdit
+from trainer_kit import realigned
 
 
 @dataclass(frozen=True)
@@ -271,13 +272,6 @@ def skipped(model: PreTrainedModel, kept: dict[str, list[int]]) -> Iterator[None
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def realigned(model: PreTrainedModel) -> PreTrainedModel:
-    """Copy weights out of the file they were read from: another alignment in memory may give other last bits."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-    return model.eval()
 
 
 def rebuilt(model: PreTrainedModel) -> PreTrainedModel:

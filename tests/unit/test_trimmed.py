@@ -12,6 +12,7 @@ from transformers import Adafactor, PreTrainedConfig, PreTrainedModel
 from hf_mpruner.architectures import find_block_stacks, parameters_after
 from hf_mpruner.cut import make_cut
 from hf_mpruner.plan import PruningPlan
+from hf_mpruner.recovery import WholeModel
 from hf_mpruner.runtime import SingleProcess
 from hf_mpruner.surgery import ModelEdit
 
@@ -116,7 +117,7 @@ def test_training_goes_on_and_a_rollback_is_exact(model, name, snapshot):
         runtime=SingleProcess(),
         snapshot=snapshot,
         snapshot_directory=None,
-        freeze_untouched=False,
+        trainable=WholeModel(),
     )
     if name == "adamw":
         after = optimizer.state[model.embed_tokens_per_layer.weight]["exp_avg"]

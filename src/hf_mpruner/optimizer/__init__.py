@@ -1,11 +1,13 @@
-"""Take parameters out of a live optimizer and its scheduler, and put them back exactly."""
+"""Take parameters out of a live optimizer and its scheduler, lend it to others, and put them back exactly."""
 
 from hf_mpruner.optimizer.checks import check_optimizer, check_optimizer_matches, find_missing_parameters
 from hf_mpruner.optimizer.edit import OptimizerEdit
+from hf_mpruner.optimizer.loan import OptimizerLoan
 from hf_mpruner.optimizer.wrappers import find_schedulers, unwrap_optimizer
 
 __all__ = [
     "OptimizerEdit",
+    "OptimizerLoan",
     "check_optimizer",
     "check_optimizer_matches",
     "find_missing_parameters",

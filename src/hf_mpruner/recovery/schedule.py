@@ -1,11 +1,12 @@
-"""Learning rates of `learning_rate_policy="restart"`: warm up and decay in each round, beside any scheduler."""
+"""Learning rates of a round's recovery, beside any scheduler: warm up and decay again, or another highest rate."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from hf_mpruner.errors import UnsupportedBackendError
 from hf_mpruner.optimizer import unwrap_optimizer
 
 
@@ -31,26 +32,57 @@ def restart_factor(step: int, started_at: int, recovery_steps: int, warmup: floa
     return max(0.0, (recovery_steps - done) / max(1, recovery_steps - rising))
 
 
-class RestartedRate:
+class RecoveryRate:
     """Write a round's learning rate before an optimizer step, and the scheduled one back after it.
 
+    What is written depends on the step, the round and the schedule only, so that a resumed run goes on with it.
+
     Args:
-        warmup (`float`): share of a round's steps, in 0..1, that warm up.
+        policy (`"run"` or `"restart"`): the schedule's rate, or `restart_factor` of each group's first rate.
+        warmup (`float`): share of a round's steps, in 0..1, that warm up under `"restart"`.
+        peak (`float`, *optional*): the highest group's rate becomes this in place of its first one, the others in
+            proportion.
+
+    Attributes:
+        used (`float`, *optional*): the first group's rate at the last step of this round.
     """
 
-    def __init__(self, warmup: float) -> None:
+    def __init__(self, policy: Literal["run", "restart"], warmup: float, peak: float | None) -> None:
         """Nothing is written yet."""
-        self.warmup = warmup
-        self.used: float | None = None  # the first group's rate at the last step, for the log
+        self.policy, self.warmup, self.peak = policy, warmup, peak
+        self.used: float | None = None
         self._scheduled: list[tuple[dict[str, Any], float]] = []
+
+    @property
+    def differs(self) -> bool:
+        """Whether rates differ from the Trainer's at all."""
+        return self.policy == "restart" or self.peak is not None
+
+    def check(self, optimizer: Any) -> None:
+        """Refuse an optimizer without learning rates, before any work is done.
+
+        Raises:
+            UnsupportedBackendError: if it computes its own rates (Adafactor with `lr=None`) and others are asked for.
+        """
+        inner = unwrap_optimizer(optimizer)
+        if self.differs and any(group.get("lr") is None for group in inner.param_groups):
+            raise UnsupportedBackendError(
+                f"{type(inner).__name__} has no learning rate of its own (lr=None), so learning_rate_policy='restart' and "
+                "recovery_learning_rate cannot set one. Give it a rate, or leave these two at their defaults."
+            )
 
     def before_step(self, optimizer: Any, step: int, started_at: int, recovery_steps: int) -> None:
         """For `on_pre_optimizer_step` while a cut is pending; `optimizer` may be accelerate's wrapper."""
-        factor = restart_factor(step, started_at, recovery_steps, self.warmup)
+        if not self.differs:
+            return
         groups = unwrap_optimizer(optimizer).param_groups
         self._scheduled = [(group, float(group["lr"])) for group in groups]
-        for group, scheduled in self._scheduled:
-            _write(group, float(group.get("initial_lr", scheduled)) * factor)
+        first = [float(group.get("initial_lr", scheduled)) for group, scheduled in self._scheduled]
+        factor = 1.0 if self.peak is None else self.peak / max(first)
+        if self.policy == "restart":
+            factor *= restart_factor(step, started_at, recovery_steps, self.warmup)
+        for (group, scheduled), rate in zip(self._scheduled, first, strict=True):
+            _write(group, (rate if self.policy == "restart" else scheduled) * factor)
         self.used = float(groups[0]["lr"])
 
     def after_step(self) -> None:
@@ -63,11 +95,6 @@ class RestartedRate:
         """For the verdict: what is logged from now on is the scheduled rate."""
         self.after_step()
         self.used = None
-
-    def correct_log(self, logs: dict[str, Any]) -> None:
-        """For `on_log`: a logged learning rate becomes the one that was used."""
-        if self.used is not None and "learning_rate" in logs:
-            logs["learning_rate"] = self.used
 
 
 def _write(group: dict[str, Any], rate: float) -> None:

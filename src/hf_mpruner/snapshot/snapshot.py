@@ -63,6 +63,7 @@ class Snapshot:
         optimizer: Any,
         *,
         removed: Iterable[nn.Parameter],
+        frozen: Iterable[nn.Parameter] = (),
         where: Literal["cpu", "device", "disk"],
         directory: Path | None = None,
         scaler: Any = None,
@@ -74,6 +75,8 @@ class Snapshot:
             optimizer (*optional*): the live one, or accelerate's wrapper of it.
             removed (`Iterable[nn.Parameter]`): parameters of the blocks that will go. Neither they, nor the buffers
                 beside them, nor their optimizer state are copied; only their `requires_grad` is remembered.
+            frozen (`Iterable[nn.Parameter]`): parameters that stay but do not train: they and their state are not copied
+                either, only the buffers beside them.
             where (`"cpu"`, `"device"` or `"disk"`): main memory, the device of each tensor, or a file. The file's
                 name begins with `_`, which keeps it out of uploads by `Trainer.push_to_hub`.
             directory (`Path`, *optional*): folder of the file, made if needed. Not a `checkpoint-*` folder: the
@@ -90,7 +93,7 @@ class Snapshot:
         """
         if where not in ("cpu", "device", "disk"):
             raise ValueError(f"where={where!r} is no place for a snapshot. Pass 'cpu', 'device' or 'disk'.")
-        live = _collect(model, optimizer, set(removed), scaler)
+        live = _collect(model, optimizer, set(removed), set(frozen), scaler)
         store: Store
         if where == "disk":
             store = InFile.write(live.tensors, _checked(directory))
@@ -185,28 +188,31 @@ class _Live:
     buffers: list[tuple[nn.Module, str, Tensor | None]]
     flags: list[tuple[nn.Parameter, bool]]
     optimizer: Any
-    removed: set[nn.Parameter]
+    still: set[nn.Parameter]  # removed or frozen: as they are now
     states: dict[Any, Any]
     groups: list[tuple[dict[str, Any], dict[str, Any]]]
     scaler: Any
     scaler_state: dict[str, Any]
 
 
-def _collect(model: nn.Module, optimizer: Any, removed: set[nn.Parameter], scaler: Any) -> _Live:
+def _collect(
+    model: nn.Module, optimizer: Any, removed: set[nn.Parameter], frozen: set[nn.Parameter], scaler: Any
+) -> _Live:
     params = list(model.parameters())
     buffers = [
         (module, name, buffer)
         for module in _surviving_modules(model, removed)
         for name, buffer in module._buffers.items()
     ]
-    tensors: list[Tensor] = [param for param in params if param not in removed]
+    still = removed | frozen
+    tensors: list[Tensor] = [param for param in params if param not in still]
     tensors.extend(buffer for _, _, buffer in buffers if buffer is not None)
     live = _Live(
         tensors=tensors,
         buffers=buffers,
         flags=[(param, param.requires_grad) for param in params],
         optimizer=None if optimizer is None else unwrap_optimizer(optimizer),
-        removed=removed,
+        still=still,
         states={},
         groups=[],
         scaler=scaler,
@@ -215,7 +221,7 @@ def _collect(model: nn.Module, optimizer: Any, removed: set[nn.Parameter], scale
     if live.optimizer is not None:
         owner = type(live.optimizer).__name__
         for param, state in live.optimizer.state.items():
-            if param not in removed:
+            if param not in still:
                 live.states[param] = _outline(state, tensors, owner)
         for group in live.optimizer.param_groups:
             own = {key: value for key, value in group.items() if key not in {"params", "param_names", *_SCHEDULED}}
@@ -281,7 +287,7 @@ def _with_values(value: Any, values: dict[int, Tensor]) -> Any:
 def _restore_optimizer(live: _Live) -> None:
     state = live.optimizer.state
     # A parameter that had no state then begins anew. Removed ones are the business of whoever undoes the cut.
-    for param in [param for param in state if param not in live.states and param not in live.removed]:
+    for param in [param for param in state if param not in live.states and param not in live.still]:
         del state[param]
     for param, outline in live.states.items():
         state[param] = _containers(outline)

@@ -22,6 +22,7 @@ SETTINGS = {
     "compiled": ({"torch_compile": True, "torch_compile_backend": "eager"}, {}),
     "bf16": ({"bf16": True}, {"snapshot": "disk"}),
     "frozen": ({}, {"freeze_untouched": True}),
+    "lora": ({"ddp_find_unused_parameters": True}, {"recovery": "lora", "learning_rate_policy": "restart"}),
     "full": ({}, {"verify": "full"}),
 }
 

@@ -1,0 +1,169 @@
+"""What recovery needs of a running Trainer while a cut is pending: learning rates, the teacher's loss, saves put off."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from .config import PruningConfig
+from .errors import MPrunerError, UnsupportedBackendError
+from .recovery import RecoveryRate
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+    from .runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+NOT_BEGUN = "The pruning run has not begun: call trainer.train() first."
+
+
+class RetrainingEvents(TrainerCallback):
+    """The events of the steps between a cut and its verdict, passed on."""
+
+    _retraining: Retraining | None = None
+
+    def _recovery(self) -> Retraining:
+        if self._retraining is None:
+            raise MPrunerError(NOT_BEGUN)
+        return self._retraining
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the learning rate of a round's recovery."""
+        self._recovery().before_step(kwargs["optimizer"], state.global_step)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the scheduled learning rate back."""
+        self._recovery().after_step()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put a save off while it could not be loaded."""
+        self._recovery().put_off_save(control)
+
+
+class Retraining:
+    """Between a cut and its verdict the Trainer trains as the config says; before and after, as it always does.
+
+    Args:
+        trainer (`Trainer`): about to train.
+        config (`PruningConfig`): what the user asked for.
+    """
+
+    def __init__(self, trainer: Trainer, config: PruningConfig) -> None:
+        """Nothing is changed yet."""
+        self.trainer, self.config = trainer, config
+        self._rate = RecoveryRate(config.learning_rate_policy, config.restart_warmup, config.recovery_learning_rate)
+        self._round: tuple[int, int] | None = None
+        self._put_off = False
+        self._told = False
+        self._undo: list[Callable[[], None]] = []
+
+    def check(self, optimizer: Any, runtime: Runtime) -> None:
+        """Refuse what recovery cannot do in this training, before any work is done.
+
+        Raises:
+            MPrunerError: if PEFT is not installed, or the model carries adapters already.
+            UnsupportedBackendError: for a backend, an optimizer or a way of saving that does not go with the recovery.
+        """
+        self._rate.check(optimizer)
+        if self.config.distils:
+            raise MPrunerError("Distillation is not built yet: leave distillation_weight and _hidden_weight at 0.")
+        if self.config.recovery == "lora":
+            _check_lora(self.trainer, runtime)
+
+    def begin(self, started_at: int, recovery_steps: int) -> None:
+        """A cut was made, or made again; it has no verdict yet."""
+        self.end()
+        self._round = (started_at, recovery_steps)
+        if self._rate.differs:
+            self._replace("_get_learning_rate", self._used_rate)
+
+    def end(self) -> None:
+        """The cut was decided or taken back; may be called again."""
+        self._round = None
+        self._rate.forget()
+        while self._undo:
+            self._undo.pop()()
+
+    def before_step(self, optimizer: Any, step: int) -> None:
+        """For `on_pre_optimizer_step`."""
+        if self._round is not None:
+            self._rate.before_step(optimizer, step, *self._round)
+
+    def after_step(self) -> None:
+        """For `on_optimizer_step`."""
+        self._rate.after_step()
+
+    def put_off_save(self, control: TrainerControl) -> None:
+        """For `on_step_end`: while adapters are on the model, a save waits for the verdict.
+
+        What the Trainer would write has PEFT's names, of which `from_pretrained` would skip the weights in silence.
+        """
+        if self._round is None or self.config.recovery != "lora" or not control.should_save:
+            return
+        control.should_save = False
+        self._put_off = True
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "Saves wait until a cut is decided: during recovery='lora' the model carries adapters, which no "
+                "from_pretrained would load."
+            )
+
+    def make_up_for_save(self, control: TrainerControl) -> None:
+        """For the verdict."""
+        control.should_save = control.should_save or self._put_off
+        self._put_off = False
+
+    def _used_rate(self, original: Callable[[], float]) -> float:
+        return original() if self._rate.used is None else self._rate.used
+
+    def _replace(self, name: str, function: Callable[..., Any]) -> None:
+        """Put a function of ours in front of one of the Trainer's, on this object only, until `end`."""
+        before = vars(self.trainer).get(name)
+        original = getattr(self.trainer, name)
+        setattr(self.trainer, name, lambda *args, **kwargs: function(original, *args, **kwargs))
+
+        def undo() -> None:
+            if before is None:
+                delattr(self.trainer, name)
+            else:
+                setattr(self.trainer, name, before)
+
+        self._undo.append(undo)
+
+
+def _check_lora(trainer: Trainer, runtime: Runtime) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise MPrunerError("recovery='lora' needs PEFT: pip install 'hf_mpruner[peft]'. Nothing was changed.")
+    if hasattr(trainer.model, "peft_config"):
+        raise MPrunerError(
+            f"recovery='lora' puts adapters on the model and merges them, but {type(trainer.model).__name__} carries some "
+            "already, which train during recovery anyway: pass recovery='full'. Nothing was changed."
+        )
+    if runtime.name == "FSDP2":
+        raise UnsupportedBackendError(
+            "recovery='lora' adds parameters to the model, which FSDP2 does not shard after training began. Pass "
+            "recovery='full' or freeze_untouched=True, or train with DDP. Nothing was changed."
+        )
+    for name, wrong, instead in (
+        ("save_strategy", "best", 'save_strategy="epoch"'),
+        ("enable_jit_checkpoint", True, "enable_jit_checkpoint=False"),
+    ):
+        if getattr(trainer.args, name, None) == wrong:
+            raise UnsupportedBackendError(
+                f"TrainingArguments({name}={wrong!r}) saves at moments that cannot be put off, while recovery='lora' has "
+                "adapters on the model, which no from_pretrained would load. Pass "
+                f"{instead}, or recovery='full'. Nothing was changed."
+            )
