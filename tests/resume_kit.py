@@ -26,8 +26,8 @@ class Keeper(TrainerCallback):
         shutil.copytree(args.output_dir, self.place / str(state.global_step), copy_function=os.link)
 
 
-def live(make_bert, folder, *, resume=None, values=None, config=None, from_init=False, optimizers=None, **arguments):
-    """One process's life: build the uncut model, train (and resume); returns trainer and callback.
+def begin(make_bert, folder, *, values=None, config=None, from_init=False, optimizers=None, **arguments):
+    """What a script does before it trains: build the uncut model; returns trainer and callback.
 
     `values(depth, step)` is the metric; `optimizers(model)` makes optimizer and scheduler; `from_init` passes a
     function that builds the model instead of the model.
@@ -48,6 +48,12 @@ def live(make_bert, folder, *, resume=None, values=None, config=None, from_init=
         optimizers=(None, None) if optimizers is None else optimizers(model), **settings,
     )  # fmt: skip
     callback = add(trainer, **{"start_epoch": 1, "recovery_epochs": 1, **(config or {})})
+    return trainer, callback
+
+
+def live(make_bert, folder, *, resume=None, **settings):
+    """One process's life: `begin`, then train (and resume); returns trainer and callback."""
+    trainer, callback = begin(make_bert, folder, **settings)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, callback
 

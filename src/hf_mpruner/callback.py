@@ -26,7 +26,7 @@ from .resume import Resumption, find_checkpoint, prepare, wrap_train
 from .retrain import NOT_BEGUN, Retraining, RetrainingEvents
 from .rollback import names_of
 from .runtime import Runtime, detect_runtime
-from .seal import UNFINISHED_NAME, Sealer, sweep
+from .seal import Sealer, sweep
 from .subject import trained_model, trained_whole
 from .workbench import Workbench
 
@@ -91,6 +91,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self._resumption: Resumption | None = None
         self._guard: DepthGuard | None = None
         self._sealer = Sealer()
+        self._in_training = False
         if trainer is not None:
             self.attach(trainer)
 
@@ -108,10 +109,11 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         if self._trainer is None:
             self._trainer = trainer
             _ATTACHED.add(self)
-            wrap_train(trainer, LayerPruningCallback, self._prepare_resume, self._abandon_resume)
+            wrap_train(trainer, LayerPruningCallback, self._prepare_resume, self._train_ended)
         return self
 
-    def _abandon_resume(self) -> None:
+    def _train_ended(self) -> None:
+        self._in_training = False
         if self._resumption is not None:  # training did not begin
             self._resumption.undo()
             self._resumption = None
@@ -127,10 +129,9 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
     def state(self) -> dict[str, Any]:
         """Seal a checkpoint: asked for when weights and optimizer are written and no older checkpoint is deleted yet."""
         trainer = self._trainer
-        if trainer is not None and self.engine is not None:
+        if self._in_training and trainer is not None and self.engine is not None:  # the Trainer asks before it, too
             folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{trainer.state.global_step}"
-            if folder.is_dir() and (trainer.control.should_save or (folder / UNFINISHED_NAME).is_file()):
-                self._sealer.seal(folder, self.engine)
+            self._sealer.seal(folder, self.engine)
         return {"args": {}, "attributes": {}}
 
     @property
@@ -170,6 +171,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         retraining = Retraining(trainer, self.config)
         retraining.check(kwargs["optimizer"], runtime)
         cast(dict, state.stateful_callbacks).setdefault(type(self).__name__, self.state())
+        self._in_training = True
         if resumption is None and self.engine is not None and self.engine.model is model:
             self.rollback()  # of a training that was interrupted between a cut and its verdict
             self.engine.reopen()

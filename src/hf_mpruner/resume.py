@@ -253,7 +253,7 @@ def prepare(
 
 
 def wrap_train(
-    trainer: Trainer, kind: type, prepare_resume: Callable[[Any], str | None], abandon: Callable[[], None]
+    trainer: Trainer, kind: type, prepare_resume: Callable[[Any], str | None], ended: Callable[[], None]
 ) -> None:
     """Let a Trainer's `train` prepare a resume: no event comes before it loads a checkpoint.
 
@@ -261,7 +261,7 @@ def wrap_train(
         trainer (`Trainer`): its `train` is replaced.
         kind (`type`): of the callback; without one of them on the Trainer nothing is prepared.
         prepare_resume (callable): gets `resume_from_checkpoint`, returns the folder to resume from.
-        abandon (callable): called when `train` has ended.
+        ended (callable): called when `train` has ended, or failed.
     """
     original = trainer.train
 
@@ -272,7 +272,7 @@ def wrap_train(
         try:
             return original(resume_from_checkpoint, *args, **kwargs)
         finally:
-            abandon()
+            ended()
 
     trainer.train = train  # type: ignore[method-assign]
 

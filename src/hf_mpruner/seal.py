@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +14,17 @@ from torch import Tensor
 from .checkpoint import ROLLBACK_NAME, STATE_NAME, write_record
 from .record import RECORD_NAME
 from .rollback import write_rollback
+from .storage import cannot_write
 
 if TYPE_CHECKING:
+    from .cut import PendingCut
     from .engine import PruningEngine
 
 logger = logging.getLogger(__name__)
 
 # Lies in a checkpoint while `enable_jit_checkpoint` (SIGTERM) writes it, outside of the Trainer's own saving.
-UNFINISHED_NAME = "checkpoint-is-incomplete.txt"
-_LATER = (RECORD_NAME, STATE_NAME, UNFINISHED_NAME)
+_UNFINISHED_NAME = "checkpoint-is-incomplete.txt"
+_LATER = (RECORD_NAME, STATE_NAME, _UNFINISHED_NAME)
 
 
 class Sealer:
@@ -35,6 +38,7 @@ class Sealer:
         """Know of no cut yet."""
         self.before: Mapping[str, Tensor] | None = None
         self._written: Path | None = None
+        self._cut: weakref.ref[PendingCut] | None = None  # that the file is of
 
     def forget(self) -> None:
         """The pending cut was decided."""
@@ -44,21 +48,29 @@ class Sealer:
         """Write the rollback file of a pending cut, then the record with the checksums of all files.
 
         Args:
-            folder (`Path`): a checkpoint with weights, optimizer and random states written.
+            folder (`Path`): a checkpoint with weights, optimizer and random states written; if it is none yet, nothing
+                is done.
             engine (`PruningEngine`): as it is now.
 
         Raises:
-            MPrunerError: if the rollback file cannot be written; model and optimizer are as they were.
+            MPrunerError: if a file cannot be written; model and optimizer are as they were, and the checkpoint is not
+                whole.
         """
+        if not folder.is_dir():
+            return
         (folder / RECORD_NAME).unlink(missing_ok=True)  # of a run that was killed and has come here again
         (folder / ROLLBACK_NAME).unlink(missing_ok=True)
         if engine.cut is not None and engine.cut.snapshot is not None and engine.runtime.name != "FSDP2":
             self._put_rollback(folder / ROLLBACK_NAME, engine)
-        write_record(folder, engine.record, [file for file in folder.rglob("*") if _is_complete(file)])
+        try:
+            write_record(folder, engine.record, [file for file in folder.rglob("*") if _is_complete(file)])
+        except OSError as error:
+            raise cannot_write(folder / RECORD_NAME, error) from error
 
     def _put_rollback(self, file: Path, engine: PruningEngine) -> None:
         # it says the same in every checkpoint until the verdict, so it is written once and linked to
-        if self._written is not None and self._written.is_file():
+        known = self._cut is not None and self._cut() is engine.cut
+        if known and self._written is not None and self._written.is_file():
             try:
                 os.link(self._written, file)
                 self._written = file  # the Trainer deletes older checkpoints first
@@ -67,7 +79,7 @@ class Sealer:
                 logger.debug("No link to '%s' could be made, the file is written again: %s", self._written, error)
         if engine.cut is not None and self.before is not None:
             write_rollback(file, self.before, engine.cut)
-            self._written = file
+            self._written, self._cut = file, weakref.ref(engine.cut)
 
 
 def sweep(output_dir: Path) -> None:

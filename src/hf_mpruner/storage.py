@@ -60,13 +60,18 @@ def write_tensors(file: Path, values: dict[str, Any]) -> Path:
             os.fsync(stream.fileno())
         temporary.replace(file)
     except (OSError, RuntimeError) as error:
-        raise MPrunerError(
-            f"'{file}' cannot be written ({shutil.disk_usage(file.parent).free} bytes free): {error}. Make room or choose "
-            "another output_dir. The model and the optimizer are as they were."
-        ) from error
+        raise cannot_write(file, error) from error
     finally:
         temporary.unlink(missing_ok=True)
     return file
+
+
+def cannot_write(file: Path, error: Exception) -> MPrunerError:
+    """What to raise when a running training's file could not be written; says how much is free."""
+    return MPrunerError(
+        f"'{file}' cannot be written ({shutil.disk_usage(file.parent).free} bytes free): {error}. Make room or choose "
+        "another output_dir. The model and the optimizer are as they were."
+    )
 
 
 @contextmanager

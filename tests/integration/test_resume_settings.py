@@ -12,9 +12,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback, trainer_jit_che
 from transformers import trainer as transformers_trainer
 
 from hf_mpruner import LayerPruningCallback, errors, seal
-from hf_mpruner.checkpoint import inspect_checkpoint
-from hf_mpruner.rollback import write_rollback
-from resume_kit import BY_DEPTH, Keeper, copy_checkpoints, ended, live, pending_at, verdicts
+from hf_mpruner.checkpoint import ROLLBACK_NAME, inspect_checkpoint
+from hf_mpruner.rollback import Rollback, write_rollback
+from resume_kit import BY_DEPTH, Keeper, begin, copy_checkpoints, ended, live, pending_at, verdicts
 from trainer_kit import STACK, add, assert_same, build_trainer, everything
 
 # A cut is pending at 4 and 6 (to be rejected; its epoch is over at 6), 8 (to be accepted) and 10 (of two layers).
@@ -182,6 +182,34 @@ def test_a_rollback_file_outlives_the_checkpoints_that_shared_it(make_bert, tmp_
         resumed = ended(trainer, callback, out)
         assert resumed.verdicts == whole.verdicts
         assert_same(whole.everything, resumed.everything)
+
+
+class Interrupted(TrainerCallback):
+    """Ends the training once, after step 7, and knows the weights that each epoch began with."""
+
+    def __init__(self):
+        self.begun, self.done = {}, False
+
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        self.begun[state.global_step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 7 and not self.done:
+            self.done = True
+            raise KeyboardInterrupt
+
+
+def test_a_training_after_one_that_was_interrupted_has_rollback_files_of_its_own(make_bert, tmp_path):
+    look = Interrupted()
+    trainer, callback = begin(make_bert, tmp_path, callbacks=[look], config={"recovery_epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    first = look.begun[3]
+    trainer.train()  # with the weights of the first one's step 3
+    assert [verdict for verdict, *_ in verdicts(callback)][:2] == ["rejected", "accepted"]
+    back = Rollback.read(tmp_path / "checkpoint-4" / ROLLBACK_NAME).tensors
+    assert all(torch.equal(back[name], tensor) for name, tensor in look.begun[3].items())
+    assert any(not torch.equal(back[name], tensor) for name, tensor in first.items())
 
 
 class Start(TrainerCallback):
