@@ -20,6 +20,7 @@ from .errors import MPrunerError
 from .guard import DepthGuard
 from .optimizer import check_optimizer
 from .preflight import check_alone, check_trainer, steps_per_epoch
+from .pruned_base import save_with_base
 from .record import PruningRecord, Round
 from .report import PruningReport
 from .resume import Resumption, find_checkpoint, prepare, wrap_train
@@ -42,8 +43,7 @@ NOT_ATTACHED = (
     "LayerPruningCallback is not attached to a Trainer. Add it with\n"
     "    trainer.add_callback(LayerPruningCallback(trainer, config))\n"
     "or, if it was passed as Trainer(callbacks=[callback]), call\n"
-    "    callback.attach(trainer)\n"
-    "before trainer.train()."
+    "    callback.attach(trainer)\nbefore trainer.train()."
 )
 
 # What a Trainer with restore_callback_states_from_checkpoint makes anew must find the callback that was attached.
@@ -168,6 +168,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         model, resumption = trained_model(trainer), self._resumption
         check_optimizer(trained_whole(trainer), kwargs["optimizer"])
         check_trainer(trainer, self.config, state, kwargs["train_dataloader"], resumed=resumption is not None)
+        save_with_base(cast(Any, trainer.model))
         retraining = Retraining(trainer, self.config)
         retraining.check(kwargs["optimizer"], runtime)
         cast(dict, state.stateful_callbacks).setdefault(type(self).__name__, self.state())

@@ -1,7 +1,7 @@
 """A look at every state dict before it is loaded: weights of another depth are never loaded in silence.
 
 `Trainer` loads checkpoints with `strict=False`, so a model with fewer layers takes the first of a bigger one's, and a
-bigger model keeps layers that were never saved, with no more than a log line.
+bigger model keeps layers that were never saved, with no more than a log line. peft loads adapters alike.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from .architectures.adapters import block_numbers, saved_blocks
 from .errors import MPrunerError
 
 Withdraw = Callable[[], None]
@@ -45,6 +46,9 @@ class DepthGuard:
         self._handle.remove()
 
     def _check(self, module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        if saved_blocks(module, self.paths) and not _is_whole(module, state_dict, prefix, self.paths):
+            self._check_adapter(module, state_dict, prefix)
+            return
         coming = {path: count_blocks(state_dict, f"{prefix}{path}.") for path in self.paths}
         coming = {path: number for path, number in coming.items() if number}
         live = {path: _depth(module, path) for path in self.paths}
@@ -62,6 +66,23 @@ class DepthGuard:
                     "with trainer.train(resume_from_checkpoint=...), which cuts the model first. Nothing was loaded."
                 )
 
+    def _check_adapter(self, module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """An adapter's weights come without those of its base: they must be for the blocks that have adapters here."""
+        coming = {path: block_numbers(state_dict, f"{prefix}{path}.") for path in self.paths}
+        if coming in saved_blocks(module, self.paths):
+            return
+        if self._depth_before():
+            self._withdraw()
+            if coming in saved_blocks(module, self.paths):
+                return
+        path, numbers = next((path, found) for path, found in coming.items())
+        raise MPrunerError(
+            f"The adapter weights being loaded are for blocks {sorted(numbers)} of '{path}', but the model has "
+            f"{_depth(module, path)} blocks there and adapters in {sorted(saved_blocks(module, self.paths)[0][path])}: they "
+            "belong to a model of another depth. Load that folder with peft's from_pretrained instead, or resume with "
+            "trainer.train(resume_from_checkpoint=...), which cuts the model first. Nothing was loaded."
+        )
+
 
 def count_blocks(names: Mapping[str, Any], prefix: str) -> int:
     """How many blocks the names of a state dict speak of.
@@ -70,8 +91,7 @@ def count_blocks(names: Mapping[str, Any], prefix: str) -> int:
         >>> count_blocks({"layer.0.weight": 0, "layer.2.bias": 0, "head.weight": 0}, "layer.")
         3
     """
-    numbers = [name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)]
-    return max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+    return max(block_numbers(names, prefix), default=-1) + 1
 
 
 def _depth(module: nn.Module, path: str) -> int:

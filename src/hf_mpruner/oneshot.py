@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from torch import nn
+
+from .architectures.adapters import unwrap_adapters
 from .config import PruningConfig
 from .data import calibration_loader
 from .engine import PruningEngine
 from .errors import MPrunerError
 from .features import measure_similarity
+from .pruned_base import save_with_base
 from .report import PruningReport
 from .runtime import keep_rng_state
 from .verify import first_batch
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from .architectures import BlockStack
@@ -22,12 +27,12 @@ if TYPE_CHECKING:
 
 
 def prune_(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     config: PruningConfig | None = None,
     *,
     calibration: Any,
     processing_class: Any = None,
-    evaluate: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     show_progress: bool | None = None,
 ) -> PruningReport:
     """Prune a model in place, in one call and without training.
@@ -36,7 +41,8 @@ def prune_(
     without recovery: cut, judge, keep or go back, until no round is left.
 
     Args:
-        model (`PreTrainedModel`): changed in place; afterwards `save_pretrained` writes an ordinary checkpoint.
+        model (`PreTrainedModel`): changed in place; afterwards `save_pretrained` writes an ordinary checkpoint. Or peft's
+            wrapper around one, whose `save_pretrained` then writes the cut base beside the adapters.
         config (`PruningConfig`, *optional*): what to prune. `start_epoch`, `recovery_epochs`, `freeze_untouched` and
             `snapshot` concern training and have no meaning here.
         calibration: data to measure similarity on: a dataset (model-ready, or with a text or image column and
@@ -53,7 +59,8 @@ def prune_(
         CalibrationError: if the calibration data is empty or gives values that are not finite.
         ValueError: for a config that does not fit the model or the metrics.
     """
-    config = config or PruningConfig()
+    config, whole = config or PruningConfig(), model
+    model = cast("PreTrainedModel", unwrap_adapters(cast(nn.Module, whole)))
     with keep_rng_state():
         loader = calibration_loader(
             calibration,
@@ -71,10 +78,11 @@ def prune_(
         model,
         config,
         measure=measure,
-        evaluate=None if evaluate is None else lambda: _evaluated(evaluate, model),
+        evaluate=None if evaluate is None else lambda: _evaluated(evaluate, whole),
         trains=False,
         verify_inputs=lambda: first_batch(loader),
     )
+    save_with_base(whole)
     with keep_rng_state():
         while engine.start_round():
             engine.decide()
@@ -83,7 +91,7 @@ def prune_(
     return PruningReport(engine.record)
 
 
-def _evaluated(evaluate: Callable[[PreTrainedModel], Mapping[str, float]], model: PreTrainedModel) -> dict[str, float]:
+def _evaluated(evaluate: Callable[[Any], Mapping[str, float]], model: Any) -> dict[str, float]:
     metrics = evaluate(model)
     if not isinstance(metrics, Mapping):
         raise MPrunerError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .errors import MPrunerError, UnsupportedBackendError
 from .optimizer import unwrap_optimizer
+from .snapshot import untouched_parameters
 from .storage import write_tensors
 
 if TYPE_CHECKING:
@@ -41,10 +42,16 @@ def write_rollback(file: Path, before: Mapping[str, Tensor], cut: PendingCut) ->
         raise MPrunerError("This cut has no snapshot, so nothing can be written to go back to.")
     names = {id(tensor): name for name, tensor in before.items()}
     saved, training = cut.snapshot.saved_values(), cut.snapshot.saved_training()
-    # what the snapshot does not hold belongs to the removed blocks, which nobody trains: the live tensor is as it was
+    # what else the snapshot does not hold belongs to the removed blocks, which nobody trains: the live tensor is as it was
+    untouched = {id(param) for param in cut.snapshot.untouched}
     values: dict[str, Any] = {
         "version": _VERSION,
-        "tensors": {name: saved.get(id(tensor), tensor.detach()) for name, tensor in before.items()},
+        "tensors": {
+            name: saved.get(id(tensor), tensor.detach())
+            for name, tensor in before.items()
+            if id(tensor) not in untouched
+        },
+        "untouched": sorted(name for name, tensor in before.items() if id(tensor) in untouched),
         "flags": {names[id(param)]: flag for param, flag in training.flags},
         "scaler": training.scaler_state,
     }
@@ -65,12 +72,14 @@ class Rollback:
 
     Args:
         tensors (`dict[str, Tensor]`): parameters and buffers before the cut.
+        untouched (`list[str]`): parameters of a base model under adapters, which the script's model has.
         flags (`dict[str, bool]`): `requires_grad` of the parameters.
         optimizer (`dict`, *optional*): names of each group's parameters, options, states by name.
         scaler (`dict`): state of the gradient scaler.
     """
 
     tensors: dict[str, Tensor]
+    untouched: list[str]
     flags: dict[str, bool]
     optimizer: dict[str, Any] | None
     scaler: dict[str, Any]
@@ -91,7 +100,8 @@ class Rollback:
                 f"'{file}' cannot be read: {error}. It holds the model before a cut that was not decided; without it the "
                 "run cannot go on from this checkpoint. Resume from an older one."
             ) from error
-        return cls(values["tensors"], values["flags"], values.get("optimizer"), values["scaler"])
+        untouched = values.get("untouched", [])
+        return cls(values["tensors"], untouched, values["flags"], values.get("optimizer"), values["scaler"])
 
     @torch.no_grad()
     def restore_model(self, model: nn.Module) -> None:
@@ -101,16 +111,16 @@ class Rollback:
             MPrunerError: if names or shapes differ; nothing was written then.
         """
         live = names_of(model)
-        wrong = sorted(live.keys() ^ self.tensors.keys()) or [
-            name for name, tensor in live.items() if tensor.shape != self.tensors[name].shape
+        wrong = sorted(live.keys() ^ {*self.tensors, *self.untouched}) or [
+            name for name, tensor in self.tensors.items() if tensor.shape != live[name].shape
         ]
         if wrong:
             raise MPrunerError(
                 f"The model before the pending cut cannot be put back: '{wrong[0]}' is not the same in {type(model).__name__} "
                 "and in the checkpoint. Build the model as the first run did, or resume from an older checkpoint."
             )
-        for name, tensor in live.items():
-            tensor.detach().copy_(self.tensors[name])
+        for name, tensor in self.tensors.items():
+            live[name].detach().copy_(tensor)
         for name, param in model.named_parameters():
             param.requires_grad_(self.flags[name])
             param.grad = None
@@ -161,8 +171,10 @@ class Candidate:
         """Copy what the Trainer has loaded from the checkpoint."""
         inner = unwrap_optimizer(optimizer)
         names = {id(param): name for name, param in model.named_parameters()}
+        untouched = {id(param) for param in untouched_parameters(model, optimizer)}
+        moving = {name: tensor for name, tensor in names_of(model).items() if id(tensor) not in untouched}
         return cls(
-            tensors={name: tensor.detach().clone() for name, tensor in names_of(model).items()},
+            tensors={name: tensor.detach().clone() for name, tensor in moving.items()},
             states={names[id(param)]: dict(state) for param, state in inner.state.items()},
             options=[{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in inner.param_groups],
             scaler={} if scaler is None else scaler.state_dict(),
@@ -172,8 +184,9 @@ class Candidate:
     def put_back(self, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """Write it into the model that was cut again."""
         inner = unwrap_optimizer(optimizer)
-        for name, tensor in names_of(model).items():
-            tensor.detach().copy_(self.tensors[name])
+        live = names_of(model)
+        for name, tensor in self.tensors.items():
+            live[name].detach().copy_(tensor)
         params = dict(model.named_parameters())
         for param in params.values():
             inner.state.pop(param, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .checkpoint import ROLLBACK_NAME, STATE_NAME, write_record
+from .pruned_base import FOLDER
 from .record import RECORD_NAME
 from .rollback import write_rollback
 from .storage import cannot_write
@@ -62,8 +64,12 @@ class Sealer:
         (folder / ROLLBACK_NAME).unlink(missing_ok=True)
         if engine.cut is not None and engine.cut.snapshot is not None and engine.runtime.name != "FSDP2":
             self._put_rollback(folder / ROLLBACK_NAME, engine)
+        # whoever resumes brings the base of his adapters with him, and a base may be a hundred times their size
+        files = [
+            file for file in folder.rglob("*") if FOLDER not in file.relative_to(folder).parts and _is_complete(file)
+        ]
         try:
-            write_record(folder, engine.record, [file for file in folder.rglob("*") if _is_complete(file)])
+            write_record(folder, engine.record, files)
         except OSError as error:
             raise cannot_write(folder / RECORD_NAME, error) from error
 
@@ -88,6 +94,9 @@ def sweep(output_dir: Path) -> None:
     for file in (file for pattern in patterns for file in output_dir.glob(pattern)):
         logger.info("'%s' was left behind by a killed run and is deleted.", file)
         file.unlink(missing_ok=True)
+    for folder in (folder for pattern in ("", "checkpoint-*/") for folder in output_dir.glob(f"{pattern}.{FOLDER}.*")):
+        logger.info("'%s' was left behind by a killed run and is deleted.", folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_complete(file: Path) -> bool:

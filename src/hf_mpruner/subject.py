@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .architectures.adapters import unwrap_adapters
 from .errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -41,14 +42,15 @@ def trained_whole(trainer: Trainer) -> nn.Module:
 def find_pretrained(whole: nn.Module) -> PreTrainedModel:
     """The one transformers model inside a module; the module itself, if it is one.
 
-    Only a module that saves what it holds (`save_pretrained`) is looked into. Others, and wrappers of PEFT, are handed
-    on as they are and refused by who examines the model.
+    Only a module that saves what it holds (`save_pretrained`) is looked into. Others are handed on as they are and
+    refused by who examines the model.
 
     Args:
-        whole (`nn.Module`): what trains, e.g. a `SentenceTransformer`.
+        whole (`nn.Module`): what trains, e.g. a `SentenceTransformer` or a `PeftModel`.
 
     Raises:
-        UnsupportedArchitectureError: if there is none inside, or more than one.
+        UnsupportedArchitectureError: if there is none inside, or more than one, or adapters under which no layer can be
+            cut.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -56,7 +58,8 @@ def find_pretrained(whole: nn.Module) -> PreTrainedModel:
         >>> find_pretrained(model) is model
         True
     """
-    if isinstance(whole, PreTrainedModel) or not hasattr(whole, "save_pretrained") or hasattr(whole, "peft_config"):
+    whole = unwrap_adapters(whole)
+    if isinstance(whole, PreTrainedModel) or not hasattr(whole, "save_pretrained"):
         return cast(PreTrainedModel, whole)
     found = dict(_outermost(whole, ""))
     if len(found) == 1:
@@ -95,6 +98,7 @@ def check_surroundings(whole: nn.Module, model: PreTrainedModel) -> None:
 
 
 def _outermost(module: nn.Module, name: str) -> Iterator[tuple[str, PreTrainedModel]]:
+    module = unwrap_adapters(module)
     if isinstance(module, PreTrainedModel):
         yield name, module
         return

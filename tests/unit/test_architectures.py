@@ -443,15 +443,6 @@ def test_what_is_no_transformers_model_is_refused_with_what_to_do():
         find_block_stacks(nn.DataParallel(toy()))
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads what transformers deprecates
-def test_a_peft_model_is_merged_first():
-    peft = pytest.importorskip("peft")
-    wrapped = peft.get_peft_model(GPT2LMHeadModel(GPT2Config(**TINY_GPT2)), peft.LoraConfig(r=2, fan_in_fan_out=True))
-    with pytest.raises(UnsupportedArchitectureError, match=r"PEFT wrapper.*model = model\.merge_and_unload\(\)"):
-        find_block_stacks(wrapped)
-    assert find_block_stacks(wrapped.merge_and_unload())[0].depth == 5
-
-
 # rebuilding and describing
 
 

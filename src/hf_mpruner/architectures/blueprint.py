@@ -85,11 +85,6 @@ def make_blueprint(model: nn.Module) -> Blueprint:
 
 def _check_kind(model: nn.Module) -> PreTrainedModel:
     kind = type(model).__name__
-    if hasattr(model, "merge_and_unload") and hasattr(model, "peft_config"):
-        raise UnsupportedArchitectureError(
-            f"{kind} is a PEFT wrapper, and cutting under adapters is not supported. Merge them first: "
-            "model = model.merge_and_unload()."
-        )
     if isinstance(model, PreTrainedModel) and isinstance(getattr(model, "config", None), PreTrainedConfig):
         return model
     inner = next((name for name in ("module", "_orig_mod") if hasattr(model, name)), None)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import UnsupportedArchitectureError
+from .adapters import check_adapters, unwrap_adapters, without_adapters
 from .blueprint import Blueprint, make_blueprint
 from .buffers import find_numbered_buffer
 from .follow import find_follows
@@ -45,10 +46,10 @@ def find_block_stacks(model: nn.Module) -> list[BlockStack]:
     The model is not run and not changed, and its weights may be on any device, the meta device included.
 
     Args:
-        model (`nn.Module`): a `PreTrainedModel`.
+        model (`nn.Module`): a `PreTrainedModel`, or peft's wrapper around one.
 
     Returns:
-        `list[BlockStack]`: in module order, at least one.
+        `list[BlockStack]`: in module order, at least one. Paths begin at the `PreTrainedModel`.
 
     Raises:
         UnsupportedArchitectureError: there is no stack that can be cut, with all reasons; or the model and its config
@@ -76,15 +77,22 @@ def examine(model: nn.Module) -> Examination:
     """Look for block stacks, and remember what was refused and why.
 
     Args:
-        model (`nn.Module`): a `PreTrainedModel`.
+        model (`nn.Module`): a `PreTrainedModel`, or peft's wrapper around one.
 
     Returns:
-        `Examination`: stacks may be empty.
+        `Examination`: stacks may be empty. Paths are those of the transformers model, without adapters.
 
     Raises:
-        UnsupportedArchitectureError: the model is no `PreTrainedModel`, cannot be rebuilt from its config, or
-            disagrees with it.
+        UnsupportedArchitectureError: the model is no `PreTrainedModel`, cannot be rebuilt from its config, disagrees
+            with it, or carries adapters under which no layer can be cut.
     """
+    model = unwrap_adapters(model)
+    check_adapters(model)
+    with without_adapters(model):
+        return _examine(model)
+
+
+def _examine(model: nn.Module) -> Examination:
     blueprint = make_blueprint(model)
     lengths = container_lengths(blueprint.reference)
     stacks: dict[str, BlockStack] = {}

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import PlanMismatchError, UnsupportedArchitectureError
+from .adapters import without_adapters
 from .blueprint import Blueprint
 from .compare import compare_builds, renumber
 from .edits import ModuleMove, TensorSlice, ValueEdit
@@ -82,6 +83,11 @@ def prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Seq
         PlanMismatchError: `kept` names an unknown stack, or no valid selection of its layers.
         UnsupportedArchitectureError: the cut cannot be proved right, with the stack, the layer and the attribute.
     """
+    with without_adapters(model):
+        return _prove_cut(model, found, kept)
+
+
+def _prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Sequence[int]]) -> CutProof:
     stack_cuts = check_kept(found.stacks, kept)
     cuts = cuts_of(found.stacks, kept)
     blueprint = found.blueprint

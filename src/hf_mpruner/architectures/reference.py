@@ -55,7 +55,7 @@ class ModuleDescription:
 
 
 @contextmanager
-def _quiet_meta_build() -> Iterator[None]:
+def build_quietly() -> Iterator[None]:
     """Build without memory, without drawing random numbers, without log lines about generation configs."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.CRITICAL)
@@ -92,7 +92,7 @@ def reload_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     kind = type(config)
     try:
-        with _quiet_meta_build():
+        with build_quietly():
             written = json.loads(config.to_json_string())
             reloaded = kind.from_dict(kind._decode_special_floats(written))
             for node in config_nodes(reloaded).values():
@@ -125,7 +125,7 @@ def build_reference(model_class: type[PreTrainedModel], config: PreTrainedConfig
         device(type='meta')
     """
     try:
-        with _quiet_meta_build():
+        with build_quietly():
             model = model_class(copy.deepcopy(config))
             model.tie_weights()  # left out together with the initialisation
             return model

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hf_mpruner.architectures.adapters import adapted_modules
 from hf_mpruner.errors import MPrunerError, UnsupportedBackendError
 from hf_mpruner.optimizer import unwrap_optimizer
 from hf_mpruner.snapshot.store import InFile, InMemory, Store, local_tensor, num_bytes_of
@@ -74,7 +75,8 @@ class Snapshot:
             model (`nn.Module`): not yet cut.
             optimizer (*optional*): the live one, or accelerate's wrapper of it.
             removed (`Iterable[nn.Parameter]`): parameters of the blocks that will go. Neither they, nor the buffers
-                beside them, nor their optimizer state are copied; only their `requires_grad` is remembered.
+                beside them, nor their optimizer state are copied; only their `requires_grad` is remembered. Nor is the
+                frozen base model under PEFT adapters, which would be most of the memory.
             frozen (`Iterable[nn.Parameter]`): parameters that stay but do not train: they and their state are not copied
                 either, only the buffers beside them.
             where (`"cpu"`, `"device"` or `"disk"`): main memory, the device of each tensor, or a file. The file's
@@ -100,6 +102,15 @@ class Snapshot:
         else:
             store = InMemory.copy(live.tensors, to_cpu=where == "cpu")
         return cls(live, store, num_bytes_of(live.tensors))
+
+    @property
+    def untouched(self) -> set[nn.Parameter]:
+        """The frozen parameters under adapters, those of the removed blocks included: not stored, nobody trains them.
+
+        Raises:
+            MPrunerError: if the snapshot was released.
+        """
+        return self._require().untouched
 
     @property
     def num_bytes(self) -> int:
@@ -189,10 +200,31 @@ class _Live:
     flags: list[tuple[nn.Parameter, bool]]
     optimizer: Any
     still: set[nn.Parameter]  # removed or frozen: as they are now
+    untouched: set[nn.Parameter]
     states: dict[Any, Any]
     groups: list[tuple[dict[str, Any], dict[str, Any]]]
     scaler: Any
     scaler_state: dict[str, Any]
+
+
+def untouched_parameters(model: nn.Module, optimizer: Any) -> set[nn.Parameter]:
+    """The frozen parameters of a model with PEFT adapters that no optimizer holds; none for other models.
+
+    Others may have frozen weights that move all the same, such as averages of those that train.
+
+    Args:
+        model (`nn.Module`): what trains.
+        optimizer (*optional*): the live one, or accelerate's wrapper of it.
+
+    Example:
+        >>> untouched_parameters(nn.Linear(1, 1).requires_grad_(False), None)
+        set()
+    """
+    if not adapted_modules(model):
+        return set()
+    groups = [] if optimizer is None else unwrap_optimizer(optimizer).param_groups
+    held = {param for group in groups for param in group["params"]}
+    return {param for param in model.parameters() if not param.requires_grad and param not in held}
 
 
 def _collect(
@@ -204,7 +236,8 @@ def _collect(
         for module in _surviving_modules(model, removed)
         for name, buffer in module._buffers.items()
     ]
-    still = removed | frozen
+    untouched = untouched_parameters(model, optimizer)
+    still = removed | frozen | untouched
     tensors: list[Tensor] = [param for param in params if param not in still]
     tensors.extend(buffer for _, _, buffer in buffers if buffer is not None)
     live = _Live(
@@ -213,6 +246,7 @@ def _collect(
         flags=[(param, param.requires_grad) for param in params],
         optimizer=None if optimizer is None else unwrap_optimizer(optimizer),
         still=still,
+        untouched=untouched,
         states={},
         groups=[],
         scaler=scaler,

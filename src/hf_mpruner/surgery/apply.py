@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from hf_mpruner.architectures import Examination, check_kept, examine, find_block_stacks
+from hf_mpruner.architectures.adapters import unwrap_adapters
 from hf_mpruner.errors import PlanMismatchError, UnsupportedArchitectureError
 from hf_mpruner.plan import check_removed
+from hf_mpruner.pruned_base import save_with_base
 from hf_mpruner.surgery.edit import ModelEdit
 from hf_mpruner.verify import FullCheck, apply_verified_, check_request
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from hf_mpruner.config import Verification
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def apply_plan_(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     plan: PruningPlan,
     *,
     verify: Verification = "structure",
@@ -30,7 +33,8 @@ def apply_plan_(
     """Cut a model as a plan says, once.
 
     Args:
-        model (`PreTrainedModel`): the model the plan was made for, or a fresh copy of it; changed in place.
+        model (`PreTrainedModel`): the model the plan was made for, or a fresh copy of it; changed in place. Or peft's
+            wrapper around one.
         plan (`PruningPlan`): layers in the numbering of that model.
         verify (`"structure"` or `"full"`): compare with the model that the new config builds, or also run the cut on
             `inputs`: it must equal the uncut model whose removed layers are skipped, and a copy that was saved to a
@@ -56,6 +60,8 @@ def apply_plan_(
         3
     """
     check_request(verify, inputs)
+    save_with_base(model)
+    model = cast("PreTrainedModel", unwrap_adapters(model))
     model_type = model.config.model_type
     if plan.model_type is not None and plan.model_type != model_type:
         raise PlanMismatchError(

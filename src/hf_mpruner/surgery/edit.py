@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from hf_mpruner.architectures import CutProof, Examination, TensorSlice, examine, prove_cut
+from hf_mpruner.architectures.adapters import without_adapters
 from hf_mpruner.architectures.rules import POSITION_ATTRIBUTES, STOCHASTIC_DEPTH
 from hf_mpruner.architectures.size import remaining_parameters
+from hf_mpruner.surgery.adapters import check_places, prepare_adapters
 from hf_mpruner.surgery.steps import (
     Rewire,
     Step,
@@ -69,12 +71,24 @@ class ModelEdit:
         self, model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, found: Examination | None = None
     ) -> None:
         """Find the stacks, prove the cut and prepare its steps."""
-        self.proof: CutProof = prove_cut(model, found or examine(model), kept)
+        found = found or examine(model)
+        self.proof: CutProof = prove_cut(model, found, kept)
         self.removed_blocks: dict[str, tuple[nn.Module, ...]] = {}
         self._steps: list[Step] = []
         self._removed: tuple[nn.Module, ...] = ()
         self.trimmed_parameters: dict[nn.Parameter, TensorSlice] = {}
-        stacks = self.proof.cuts.keys() & kept.keys()
+        check_places(model, self.proof)
+        with without_adapters(model):  # paths are those of the base model
+            self._prepare_blocks(model, self.proof.cuts.keys() & kept.keys())
+            self._prepare_values(model)
+        self._steps += prepare_adapters(model, found, kept, self.proof)
+        self._leaving = self._find_leaving(model)
+        room = (p.numel() // t.cut.depth * (t.cut.depth - len(t.cut.kept)) for p, t in self.trimmed_parameters.items())
+        self.num_removed_parameters = sum(p.numel() for p in self.removed_parameters) + sum(room)
+        self._state = "prepared"
+
+    def _prepare_blocks(self, model: nn.Module, stacks: Set[str]) -> None:
+        """New entries for the lists of blocks, and for those that follow them."""
         containers: set[int] = set()
         for path, cut in self.proof.cuts.items():
             container = model.get_submodule(path)
@@ -89,6 +103,9 @@ class ModelEdit:
             self._removed += removed
             survivors: dict[str, nn.Module | None] = {str(n): blocks[layer] for n, layer in enumerate(cut.kept)}
             self._steps.append(Rewire(container._modules, dict(container._modules), survivors, repr(path)))
+
+    def _prepare_values(self, model: PreTrainedModel) -> None:
+        """What else the proof found that must be written."""
         written: set[tuple[int, str]] = set()  # a shared module has several paths
         for value in self.proof.values:
             module = model.get_submodule(value.path)
@@ -104,10 +121,6 @@ class ModelEdit:
                 self.trimmed_parameters[parameter] = part
                 self._steps.append(Trim(parameter, parameter.data, part, f"parameter '{part.path}.{part.name}'"))
         self._steps += [prepare_config(model, edit) for edit in self.proof.configs]
-        self._leaving = self._find_leaving(model)
-        room = (p.numel() // t.cut.depth * (t.cut.depth - len(t.cut.kept)) for p, t in self.trimmed_parameters.items())
-        self.num_removed_parameters = sum(p.numel() for p in self.removed_parameters) + sum(room)
-        self._state = "prepared"
 
     def _find_leaving(self, model: nn.Module) -> dict[int, nn.Parameter]:
         """Parameters of removed blocks that nothing else in the model holds, and that do not move to another block."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from torch import Tensor, nn
 
+from hf_mpruner.architectures.adapters import without_adapters
 from hf_mpruner.config import Verification
 from hf_mpruner.errors import UnsupportedArchitectureError
 from hf_mpruner.features.measure import evaluating
@@ -39,7 +40,7 @@ class Edit(Protocol):
 class FullCheck:
     """What a cut model must compute, taken from the model before the cut.
 
-    The model is left as it is: training flags, random state, configs, weights.
+    The model is left as it is: training flags, random state, configs, weights. Of a model with adapters the base is run.
 
     Args:
         model (`PreTrainedModel`): not yet cut.
@@ -66,7 +67,7 @@ class FullCheck:
         self._name = f"{type(model).__name__} (model_type {model.config.model_type!r})"
         self._allowed = allowed_error(model)
         self._lists = _list_lengths(model, kept)
-        with keep_rng_state(), evaluating(model):
+        with keep_rng_state(), evaluating(model), without_adapters(model):
             whole = run_still(model, inputs)
             if not whole:
                 raise ValueError(
@@ -90,7 +91,7 @@ class FullCheck:
                 what is loaded after saving it. The model is still cut.
             OSError: the copy cannot be written.
         """
-        with keep_rng_state(), evaluating(self._model):
+        with keep_rng_state(), evaluating(self._model), without_adapters(self._model):
             try:
                 outputs = run_still(self._model, self._inputs)
             except Exception as error:  # the cut model may fail anywhere in its own code

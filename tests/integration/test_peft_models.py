@@ -1,0 +1,251 @@
+"""Models that carry PEFT adapters from the start, inside a Trainer: base and adapters are cut and saved together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from hf_mpruner import LayerPruningCallback, errors
+from hf_mpruner.checkpoint import ROLLBACK_NAME
+from hf_mpruner.record import PruningRecord
+from peft_kit import KINDS, QUERY, all_of, logits, lora, make_base, peft, reload, reload_by_hand, wrap
+from trainer_kit import STACK, Scripted, Spy, add, assert_same, build_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads what transformers deprecates
+
+
+def run(folder, *values, model=None, config=None, resume=None, callbacks=None, pruning=None, **arguments):
+    """One process's life: build the uncut model with its adapters, train, return what is left."""
+    model = wrap(make_base(), config or lora()) if model is None else model
+    settings = {"num_train_epochs": 5, "save_strategy": "steps", "save_steps": 2, **arguments}
+    trainer = build_trainer(model, folder, compute_metrics=Scripted(*values), callbacks=callbacks, **settings)
+    callback = add(trainer, **{"start_epoch": 1, "recovery_epochs": 2, "granularity": 1, **(pruning or {})})
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, callback
+
+
+def verdicts(callback):
+    return [(r.verdict, r.kept[STACK], r.granularity, r.reason) for r in callback.record.rounds]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_loads_with_peft_alone_and_computes_the_same(tmp_path, kind):
+    trainer, callback = run(tmp_path / "out", 0.5, 0.1, 0.5, config=KINDS[kind](), save_strategy="no")
+    assert [r.verdict for r in callback.record.rounds] == ["rejected", "accepted"]
+    trainer.save_model(tmp_path / "final")
+    wanted = logits(trainer.model)
+    assert len(trainer.model.get_base_model().bert.encoder.layer) == 2
+    for loaded in (reload(tmp_path / "final"), reload_by_hand(tmp_path / "final")):
+        assert torch.equal(logits(loaded), wanted)
+        assert loaded.config.num_hidden_layers == 2
+    merged = trainer.model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert torch.equal(logits(again), logits(merged))
+    assert torch.allclose(logits(again), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rejected_round_leaves_no_trace(tmp_path, kind):
+    config = KINDS[kind]()
+    if hasattr(config, "layers_to_transform"):
+        config.layers_to_transform = [0, 2, 3]
+    around = {}
+    looks = {"on_epoch_begin": lambda: around.update(before=all_of(trainer)) if not around else None}
+    first = Spy(**looks)
+    model = wrap(make_base(), config)
+    modules = list(model.modules())
+    trainer = build_trainer(model, tmp_path, compute_metrics=Scripted(0.5, 0.1), callbacks=[first], num_train_epochs=1)
+    add(trainer, start_epoch=0, recovery_epochs=1, max_granularity=1)
+    last = Spy(on_epoch_end=lambda: around.update(after=all_of(trainer)))
+    trainer.add_callback(last)
+    trainer.train()
+    (before, settings), (after, settings_after) = around["before"], around["after"]
+    assert_same((before[0], {}, *before[2:]), (after[0], {}, *after[2:]))
+    assert settings == settings_after
+    assert list(model.modules()) == modules
+    trainer.save_model(tmp_path / "final")
+    assert not (tmp_path / "final" / "pruned_base").exists()  # it still fits the base that it names
+
+
+def test_the_base_stays_frozen_and_is_not_copied(tmp_path):
+    seen = []
+    model = wrap(make_base(), lora())
+    trainer = build_trainer(model, tmp_path, compute_metrics=Scripted(0.5, 0.1, 0.5), num_train_epochs=2)
+    callback = add(trainer, start_epoch=0, recovery_epochs=1)
+    names = {id(param): name for name, param in model.get_base_model().named_parameters()}
+
+    def look():
+        if callback.engine.pending:
+            stored = {names[key] for key in callback.engine.cut.snapshot.saved_values() if key in names}
+            seen.append(stored)
+
+    trainer.add_callback(Spy(on_step_end=look))
+    trainer.train()
+    assert seen
+    assert all("lora_" in name or name.startswith("classifier.modules_to_save") for stored in seen for name in stored)
+    training = {name for name, param in model.named_parameters() if param.requires_grad}
+    assert training == {name for name in training if "lora_" in name or "modules_to_save" in name}
+    held = {id(param) for group in trainer.optimizer.param_groups for param in group["params"]}
+    assert held == {id(param) for param in model.parameters() if param.requires_grad}
+
+
+def test_layers_that_the_config_names_are_renumbered(tmp_path):
+    config = lora(layers_to_transform=[1, 3], rank_pattern={r"layer\.3\.attention\.self\.query": 5})
+    trainer, callback = run(tmp_path, 0.5, 0.5, config=config, pruning={"protect": [0, 3]}, save_strategy="no")
+    assert callback.record.kept == {STACK: [0, 3]}
+    live = trainer.model.peft_config["default"]
+    assert live.layers_to_transform == [1]
+    assert live.rank_pattern == {QUERY.format(1): 5}
+    trainer.save_model(tmp_path / "final")
+    saved = json.loads((tmp_path / "final" / "adapter_config.json").read_text())
+    assert saved["layers_to_transform"] == [1]
+    assert saved["base_model_name_or_path"] == str(tmp_path / "final" / "pruned_base")
+    loaded = reload(tmp_path / "final")
+    assert torch.equal(logits(loaded), logits(trainer.model))
+    assert loaded.base_model.model.bert.encoder.layer[1].attention.self.query.r == {"default": 5}
+
+
+def test_one_base_on_the_disk_for_each_cut(tmp_path):
+    trainer, _ = run(tmp_path / "out", 0.5, 0.1, 0.5, 0.5)
+    trainer.save_model(tmp_path / "final")
+    weights = sorted((tmp_path / "out").glob("checkpoint-*/pruned_base/model.safetensors"))
+    # steps 4 to 8 are of the candidate that was rejected after step 9, what follows of the accepted cut
+    assert [int(file.parts[-3].split("-")[1]) for file in weights] == [10, 12, 14, 15, 4, 6, 8]
+    files = {file.stat().st_ino for file in weights}
+    assert len(files) == 2
+    assert (tmp_path / "final" / "pruned_base" / "model.safetensors").stat().st_ino in files
+    for checkpoint in (tmp_path / "out" / "checkpoint-15", tmp_path / "out" / "checkpoint-4"):
+        assert len(reload(checkpoint).base_model.model.bert.encoder.layer) == (
+            2 if checkpoint.name[-2:] == "15" else 1
+        )
+    # saving once more does not write into the files that other folders share
+    shared = weights[0].read_bytes()
+    with torch.no_grad():
+        trainer.model.get_base_model().bert.embeddings.word_embeddings.weight.add_(1)
+    trainer.save_model(tmp_path / "final")
+    assert weights[0].read_bytes() == shared
+    assert torch.equal(logits(reload(tmp_path / "final")), logits(trainer.model))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """An uninterrupted run with every second step saved: 4 -> 1 rejected, 4 -> 2 accepted."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    trainer, callback = run(folder, 0.9, 0.5, 0.89, 0.5, config=lora(lora_dropout=0.1, layers_to_transform=[0, 2, 3]))
+    return folder, all_of(trainer), verdicts(callback)
+
+
+@pytest.mark.parametrize("step", [2, 4, 8, 10, 12, 14])
+def test_resumed_from_any_checkpoint_to_the_same_bits(whole_run, tmp_path, step):
+    folder, (left, settings), decided = whole_run
+    out = tmp_path / "out"
+    shutil.copytree(folder / f"checkpoint-{step}", out / f"checkpoint-{step}")
+    shutil.rmtree(
+        out / f"checkpoint-{step}" / "pruned_base", ignore_errors=True
+    )  # not needed: the script has the base
+    record = PruningRecord.load(out / f"checkpoint-{step}")
+    done = len([r for r in record.rounds if r.verdict != "pending"])
+    values = [0.9, 0.5, 0.89, 0.5][(1 + done) if record.baseline else 0 :]
+    config = lora(lora_dropout=0.1, layers_to_transform=[0, 2, 3])
+    trainer, callback = run(out, *values, config=config, resume=True)
+    assert verdicts(callback) == decided
+    assert_same(left, all_of(trainer)[0])
+    assert settings == all_of(trainer)[1]
+    trainer.save_model(tmp_path / "final")
+    assert torch.equal(logits(reload(tmp_path / "final")), logits(trainer.model))
+
+
+def test_the_way_back_holds_no_frozen_base(whole_run):
+    values = torch.load(whole_run[0] / "checkpoint-4" / ROLLBACK_NAME, weights_only=True)
+    assert {name for name in values["tensors"] if "lora_" in name}
+    assert not [name for name in values["tensors"] if "base_layer" in name or "original_module" in name]
+    assert [name for name in values["untouched"] if "layer.3" in name]
+
+
+def test_adapters_of_another_depth_are_not_loaded(whole_run, tmp_path):
+    config = lora(layers_to_transform=[0, 2, 3])
+    trainer, _ = run(tmp_path / "out", 0.9, 0.9, config=config, num_train_epochs=3, save_strategy="no")
+    assert len(trainer.model.get_base_model().bert.encoder.layer) == 1
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for step in (2, 14):  # of four blocks and of two
+        with pytest.raises(
+            errors.MPrunerError, match=r"adapter weights being loaded are for blocks \[0, .*has 1 blocks"
+        ):
+            trainer.model.load_adapter(str(whole_run[0] / f"checkpoint-{step}"), "default")
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    trainer.model.load_adapter(str(whole_run[0] / "checkpoint-4"), "default")  # of one block, as here
+    assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_the_best_model_is_one_of_the_same_depth(tmp_path):
+    trainer, callback = run(
+        tmp_path / "out", *[0.5, 0.9, 0.4, 0.1, 0.3, 0.5, 0.2, 0.5, 0.2], save_strategy="epoch", eval_strategy="epoch",
+        load_best_model_at_end=True, metric_for_best_model="accuracy", pruning={"recovery_epochs": 1, "start_epoch": 2},
+        num_train_epochs=4,
+    )  # fmt: skip
+    assert callback.record.rounds
+    depth = len(trainer.model.get_base_model().bert.encoder.layer)
+    assert depth == len(callback.record.kept[STACK])
+    best = reload(trainer.state.best_model_checkpoint)
+    assert torch.equal(logits(best), logits(trainer.model))
+
+
+def test_add_adapter_of_transformers(tmp_path):
+    base = make_base()
+    torch.manual_seed(1)
+    base.add_adapter(peft.LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False))
+    trainer, callback = run(tmp_path / "out", 0.5, 0.1, 0.5, model=base, save_strategy="epoch")
+    assert [r.verdict for r in callback.record.rounds] == ["rejected", "accepted"]
+    trainer.save_model(tmp_path / "final")
+    assert base._hf_peft_config_loaded
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "final")
+    assert len(loaded.bert.encoder.layer) == 2
+    assert torch.equal(logits(loaded), logits(trainer.model))
+
+
+def test_two_adapters(tmp_path):
+    model = wrap(make_base(), lora())
+    model.add_adapter("other", lora(target_modules=["key"], layers_to_transform=[3]))
+    trainer, callback = run(tmp_path / "out", 0.5, 0.5, model=model, pruning={"protect": [0, 3]}, save_strategy="no")
+    assert callback.record.kept == {STACK: [0, 3]}
+    assert model.peft_config["other"].layers_to_transform == [1]
+    trainer.save_model(tmp_path / "final")
+    loaded = reload(tmp_path / "final")
+    assert torch.equal(logits(loaded), logits(model))
+    loaded.load_adapter(str(tmp_path / "final" / "other"), "other")
+    loaded.set_adapter("other")
+    model.set_adapter("other")
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_what_begins_by_changing_the_base_is_not_begun_again(tmp_path):
+    model = wrap(make_base(), lora(init_lora_weights="pissa"))
+    trainer, _ = run(tmp_path / "out", 0.5, 0.5, model=model, save_strategy="no")
+    assert model.peft_config["default"].init_lora_weights is True
+    trainer.save_model(tmp_path / "final")
+    assert torch.equal(logits(reload(tmp_path / "final")), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (lambda: peft.AdaLoraConfig(task_type="SEQ_CLS", total_step=9), "of kind ADALORA.*Use LoraConfig"),
+        (lambda: peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2), "of kind PREFIX_TUNING"),
+        (lambda: peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2), "of kind PROMPT_TUNING"),
+        (lambda: peft.VeraConfig(task_type="SEQ_CLS", target_modules=["query"]), "of kind VERA"),
+        (lambda: peft.LNTuningConfig(task_type="SEQ_CLS", target_modules=["LayerNorm"]), "of kind LN_TUNING.*nobody"),
+    ],
+)
+def test_refused_kinds(tmp_path, config, reason):
+    model = wrap(make_base(), config())
+    trainer = build_trainer(model, tmp_path)
+    trainer.add_callback(LayerPruningCallback(trainer))
+    before = logits(model)
+    with pytest.raises(errors.UnsupportedArchitectureError, match=reason):
+        trainer.train()
+    assert torch.equal(logits(model), before)
