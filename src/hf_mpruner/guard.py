@@ -73,8 +73,8 @@ class DepthGuard:
             return
         if self._depth_before():
             self._withdraw()
-            if coming in saved_blocks(module, self.paths):
-                return
+            self._check(module, state_dict, prefix)
+            return
         path, numbers = next((path, found) for path, found in coming.items())
         raise MPrunerError(
             f"The adapter weights being loaded are for blocks {sorted(numbers)} of '{path}', but the model has "

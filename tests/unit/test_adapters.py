@@ -205,6 +205,17 @@ def test_the_stacks_are_those_of_the_base():
     assert len(adapted_modules(model.get_base_model())) == 9  # two in each block, and the classifier
 
 
+def test_a_merged_model_is_a_plain_one(tmp_path):
+    model = wrap(make_base(), lora())
+    configs = dict(model.peft_config)
+    merged = model.merge_and_unload()
+    merged.peft_config = configs  # as some versions of peft leave it behind
+    cut(merged, {BERT: [0, 3]})
+    merged.save_pretrained(tmp_path)
+    assert not (tmp_path / "pruned_base").exists()
+    assert torch.equal(logits(type(merged).from_pretrained(tmp_path)), logits(merged))
+
+
 def test_adapters_leave_with_their_blocks():
     model = wrap(make_base(), lora())
     edit = ModelEdit(model.get_base_model(), {BERT: [0, 3]})

@@ -56,7 +56,10 @@ def adapter_configs(model: nn.Module) -> dict[str, Any]:
         >>> adapter_configs(nn.Linear(1, 1))
         {}
     """
-    configs = getattr(model, "peft_config", None) if _peft("tuners.tuners_utils", "BaseTunerLayer") else None
+    wrapper = _peft("peft_model", "PeftModel")
+    if wrapper is None or not (isinstance(model, wrapper) or adapted_modules(model)):
+        return {}  # merging leaves the configs behind in some versions of peft
+    configs = getattr(model, "peft_config", None)
     return dict(configs) if isinstance(configs, Mapping) else {}
 
 
