@@ -10,10 +10,14 @@ from types import SimpleNamespace
 from transformers import TrainerCallback
 
 from hf_mpruner.record import PruningRecord
-from trainer_kit import STACK, add, build_trainer, everything
+from trainer_kit import STACK, add, assert_same, build_trainer, everything
 
 # Of the model that is evaluated, by its depth: four layers to one is rejected, to two accepted, two to one rejected.
 BY_DEPTH = {4: 0.9, 2: 0.89, 1: 0.5}
+
+
+# A cut is pending at 4 and 6 (to be rejected; its epoch is over at 6), 8 (to be accepted) and 10 (of two layers).
+STEPS = [4, 6, 8, 10, 14]
 
 
 class Keeper(TrainerCallback):
@@ -85,3 +89,20 @@ def copy_checkpoints(source, target, *steps):
 def pending_at(folder, step):
     """Whether a cut was pending in a checkpoint."""
     return PruningRecord.load(folder / f"checkpoint-{step}").pending is not None
+
+
+def lived(make_bert, folder, **settings):
+    """A run that nobody interrupts."""
+    return ended(*live(make_bert, folder, **settings), folder)
+
+
+def assert_resumes(make_bert, whole, out, step, **settings):
+    """From one checkpoint of a run to its very end."""
+    copy_checkpoints(whole.folder, out, step)
+    trainer, callback = live(make_bert, out, resume=True, **settings)
+    resumed = ended(trainer, callback, out)
+    assert trainer._initial_global_step == step
+    assert resumed.verdicts == whole.verdicts
+    assert_same(whole.everything, resumed.everything)
+    assert (resumed.step, resumed.rates) == (whole.step, whole.rates)
+    return trainer, callback

@@ -116,6 +116,8 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self._in_training = False
         if self._resumption is not None:  # training did not begin
             self._resumption.undo()
+            if self.engine is not None and self.engine.record is self._resumption.record:
+                self.engine = None
             self._resumption = None
 
     def _prepare_resume(self, resume_from_checkpoint: Any) -> str | None:
@@ -183,10 +185,9 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self._watch(model, state)
         if args.output_dir is not None and runtime.is_main_process:
             sweep(Path(args.output_dir))
-        if resumption is not None:
-            self._resumption = None
-            if resumption.record.pending is not None:
-                self._rebuild(resumption, runtime, state, kwargs)
+        if resumption is not None and resumption.record.pending is not None:
+            self._rebuild(resumption, runtime, state, kwargs)
+        self._resumption = None
 
     def _build(self, trainer: Trainer, runtime: Runtime, record: PruningRecord | None) -> None:
         args = trainer.args
@@ -226,7 +227,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
             self._sealer.before = names_of(engine.whole)
             return engine.carry_out(plan, optimizer, scheduler, scaler=scaler)
 
-        cut, following = resumption.rebuild(engine.whole, optimizer, scaler, make, runtime)
+        cut, following = resumption.rebuild(engine.whole, optimizer, scheduler, scaler, make, runtime)
         engine.adopt(cut, following)
         steps = steps_per_epoch(kwargs["train_dataloader"], trainer.args)
         started_at = engine.record.rounds[-1].started_at_step

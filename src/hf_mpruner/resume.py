@@ -46,6 +46,7 @@ class Resumption:
         record (`PruningRecord`): of the run so far.
         edits: what was done to the script's model and optimizer, in order; each has an `undo`.
         pending (`ModelEdit`, *optional*): the cut that had no verdict yet, made on the script's model.
+        pending_training (`OptimizerEdit`, *optional*): the same on the script's own optimizer.
         release (callable, *optional*): called by `undo`, lets go of a Trainer whose model was not made yet.
     """
 
@@ -53,6 +54,7 @@ class Resumption:
     record: PruningRecord
     edits: list[ModelEdit | OptimizerEdit] = field(default_factory=list)
     pending: ModelEdit | None = None
+    pending_training: OptimizerEdit | None = None
     release: Callable[[], None] | None = None
 
     def undo(self) -> None:
@@ -61,7 +63,7 @@ class Resumption:
             self.release()
         for edit in reversed(self.edits):
             edit.undo()
-        self.edits, self.pending = [], None
+        self.edits, self.pending, self.pending_training = [], None, None
 
     def cut(self, model: PreTrainedModel, optimizer: Any, scheduler: Any) -> None:
         """Make every accepted cut of the record, and the pending one, on the uncut model.
@@ -100,7 +102,7 @@ class Resumption:
                 if trained is not None:
                     self._do(trained)
                 if round_.verdict == "pending":
-                    self.pending = edit
+                    self.pending, self.pending_training = edit, trained
                 current = round_.kept
         except BaseException:
             self.undo()
@@ -114,6 +116,7 @@ class Resumption:
         self,
         model: nn.Module,
         optimizer: Any,
+        scheduler: Any,
         scaler: Any,
         make: Callable[[PruningPlan, Round], PendingCut],
         runtime: Any,
@@ -123,6 +126,7 @@ class Resumption:
         Args:
             model (`nn.Module`): all that trains, as the candidate, its weights loaded.
             optimizer: the live one, the candidate's state loaded.
+            scheduler (*optional*): the live one, its state loaded.
             scaler (*optional*): the gradient scaler.
             make (callable): makes the round's cut on the model that is live now.
             runtime: told before and after.
@@ -132,7 +136,7 @@ class Resumption:
 
         Raises:
             MPrunerError: if the rollback file is missing or damaged.
-            UnsupportedBackendError: if it cannot be rebuilt with this optimizer, or under FSDP2.
+            UnsupportedBackendError: if it cannot be rebuilt with this optimizer, or under FSDP2; nothing was changed.
         """
         round_, edit = self.record.pending, self.pending
         if round_ is None or edit is None:
@@ -144,16 +148,20 @@ class Resumption:
                 'its verdict (save_strategy="epoch" makes such).'
             )
         rollback = Rollback.read(self.checkpoint.folder / ROLLBACK_NAME)
+        rollback.check_optimizer(optimizer, scheduler, self.pending_training)
         with keep_rng_state():
             candidate = Candidate.lift(model, optimizer, scaler)
             runtime.before_edit()
+            self.edits.remove(edit)
             edit.undo()
             rollback.restore_model(model)
-            rollback.restore_optimizer(model, optimizer)
+            rollback.restore_optimizer(model, optimizer, scheduler, self.pending_training)
             if scaler is not None and rollback.scaler:
                 scaler.load_state_dict(rollback.scaler)
             following = plan_of(round_, self.record)
             cut = make(following.plan, round_)
+            if cut.optimizer_edit is not None and rollback.optimizer is not None:
+                cut.optimizer_edit.recall(rollback.optimizer["dropped"])
             candidate.put_back(model, optimizer, scaler)
         return cut, following
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import MPrunerError, UnsupportedBackendError
-from .optimizer import unwrap_optimizer
+from .optimizer import OptimizerEdit, cannot_insert, insert_dropped_groups, unwrap_optimizer
 from .snapshot import untouched_parameters
 from .storage import write_tensors
 
@@ -59,7 +59,7 @@ def write_rollback(file: Path, before: Mapping[str, Tensor], cut: PendingCut) ->
         states = {**cut.optimizer_edit.removed_state, **training.states}
         values["optimizer"] = {
             "groups": [[names[id(param)] for param in params] for params in cut.optimizer_edit.former_groups],
-            "dropped": cut.optimizer_edit.dropped_groups,
+            "dropped": cut.optimizer_edit.describe(),
             "options": training.groups,
             "state": {names[id(param)]: state for param, state in states.items()},
         }
@@ -125,22 +125,40 @@ class Rollback:
             param.requires_grad_(self.flags[name])
             param.grad = None
 
-    def restore_optimizer(self, model: nn.Module, optimizer: Any) -> None:
-        """Put the groups and states before the cut into an optimizer that holds the candidate's.
+    def check_optimizer(self, optimizer: Any, scheduler: Any, own: OptimizerEdit | None) -> None:
+        """See whether `restore_optimizer` can do its work.
 
         Raises:
-            UnsupportedBackendError: if the cut had emptied a parameter group, whose schedule is not in the checkpoint.
+            UnsupportedBackendError: if groups that the cut had emptied cannot be put back; nothing was changed.
+        """
+        if self.optimizer is None or own is not None:
+            return
+        expected, dropped = len(self.optimizer["groups"]), self.optimizer["dropped"] or {"groups": {}, "lists": []}
+        if reason := cannot_insert(optimizer, scheduler, dropped, expected):
+            raise UnsupportedBackendError(
+                f"{type(unwrap_optimizer(optimizer)).__name__} had {expected} parameter groups before the pending cut, "
+                f"which cannot be put back: {reason}. Build optimizer and scheduler as the first run did, pass them as "
+                "Trainer(optimizers=(optimizer, scheduler)), or resume from a checkpoint that was saved before that cut "
+                'or after its verdict (save_strategy="epoch" makes such). Nothing was changed.'
+            )
+
+    def restore_optimizer(self, model: nn.Module, optimizer: Any, scheduler: Any, own: OptimizerEdit | None) -> None:
+        """Put the groups and states before the cut into an optimizer that holds the candidate's.
+
+        Args:
+            model (`nn.Module`): with all its blocks again.
+            optimizer: the live one, or accelerate's wrapper of it.
+            scheduler (*optional*): the live one.
+            own (`OptimizerEdit`, *optional*): the cut as it was made on an optimizer that the script had built.
         """
         if self.optimizer is None:
             return
         inner = unwrap_optimizer(optimizer)
         params = dict(model.named_parameters())
-        if self.optimizer["dropped"] or len(inner.param_groups) != len(self.optimizer["groups"]):
-            raise UnsupportedBackendError(
-                f"The pending cut had emptied a parameter group of {type(inner).__name__}, and what its schedule was is "
-                "not in the checkpoint. Resume from a checkpoint that was saved before that cut or after its verdict "
-                '(save_strategy="epoch" makes such). Nothing was changed.'
-            )
+        if own is not None:
+            own.undo()
+        elif self.optimizer["dropped"]:
+            insert_dropped_groups(optimizer, scheduler, self.optimizer["dropped"])
         # the step counts of fused and capturable optimizers lie beside the weights, those of others on the CPU
         counts = (v.device for s in inner.state.values() for v in s.values() if isinstance(v, Tensor) and not v.dim())
         place = next(counts, torch.device("cpu"))

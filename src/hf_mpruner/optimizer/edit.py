@@ -6,7 +6,7 @@ The optimizer object is never replaced: the training loop, accelerate's wrapper 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -174,6 +174,42 @@ class OptimizerEdit:
     def removed_state(self) -> dict[Any, Any]:
         """State of the removed parameters, by reference."""
         return {} if self._before is None else dict(self._before.removed_state)
+
+    def describe(self) -> dict[str, Any]:
+        """What `recall` needs, as plain values and tensors for a file; empty if no group was dropped."""
+        before, dropped = self._before, self.dropped_groups
+        if before is None or not dropped:
+            return {}
+        return {
+            "groups": {
+                i: {key: value for key, value in before.groups[i].items() if key not in ("params", "param_names")}
+                for i in dropped
+            },
+            "rates": before.rates,
+            "clock": before.clock,
+            "lists": [
+                (self._schedulers.index(owner), name, None if any(map(callable, values)) else values)
+                for owner, name, values in before.lists
+            ],
+        }
+
+    def recall(self, saved: Mapping[str, Any]) -> None:
+        """Undo will bring dropped groups back as the edit that `describe` was called of.
+
+        Args:
+            saved (`Mapping`): of the same edit in another process, made when the clock stood elsewhere.
+        """
+        before = self._before
+        if before is None or not saved:
+            return
+        for position, options in saved["groups"].items():
+            before.groups[position].update(options)
+        known = {(number, name): values for number, name, values in saved["lists"]}
+        lists = [
+            (owner, name, known.get((self._schedulers.index(owner), name)) or values)
+            for owner, name, values in before.lists
+        ]
+        self._before = replace(before, rates=saved["rates"], clock=saved["clock"], lists=lists)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
