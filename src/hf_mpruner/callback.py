@@ -230,9 +230,8 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         cut, following = resumption.rebuild(engine.whole, optimizer, scheduler, scaler, make, runtime)
         engine.adopt(cut, following)
         steps = steps_per_epoch(kwargs["train_dataloader"], trainer.args)
-        started_at = engine.record.rounds[-1].started_at_step
-        self._recovered_epochs = (state.global_step - started_at) // steps
-        self._recovery().begin(started_at, steps * self.config.recovery_epochs)
+        self._recovered_epochs = (state.global_step - engine.record.rounds[-1].started_at_step) // steps
+        self._recovery().begin(engine.record, steps * self.config.recovery_epochs)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -251,7 +250,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self._recovered_epochs = 0
         while self._start_round(state, kwargs.get("optimizer"), kwargs.get("lr_scheduler")):
             if self.config.recovery_epochs > 0:
-                self._recovery().begin(state.global_step, steps * self.config.recovery_epochs)
+                self._recovery().begin(engine.record, steps * self.config.recovery_epochs)
                 return
             self._decide(state)
 
@@ -284,6 +283,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         if engine.pending:
             self._decide(state)
         engine.stop("the training ended")
+        self._recovery().close()
         if args.should_save and engine.record.baseline is not None and args.output_dir is not None:
             self.plan.save_pretrained(args.output_dir)
             self.report.save(args.output_dir)
@@ -295,6 +295,9 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         with self._workbench().aside():
             scaler = self._bound().accelerator.scaler
             number = len(engine.record.rounds)
+            engine.measure_baseline()
+            if engine.plan_round() is not None:
+                self._recovery().prepare(engine.record, engine.runtime)
             cut = engine.start_round(optimizer, scheduler, scaler=scaler, step=state.global_step)
         if cut:
             engine.record.best, self._sealer.before = best, before

@@ -62,7 +62,7 @@ def write_record(folder: Path, record: PruningRecord, files: Iterable[Path]) -> 
     Returns:
         `Path`: of `pruning_record.json`.
     """
-    sums = {file.relative_to(folder).as_posix(): _checksum(file, flush=True) for file in sorted(files)}
+    sums = {file.relative_to(folder).as_posix(): checksum(file, flush=True) for file in sorted(files)}
     values = {**record.to_dict(), "files": sums}
     return write_json(folder / RECORD_NAME, {**values, "sha256": _digest(values)})
 
@@ -142,7 +142,8 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _checksum(file: Path, *, flush: bool = False) -> dict[str, Any]:
+def checksum(file: Path, *, flush: bool = False) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file; with `flush` it is on the disk afterwards."""
     with file.open("rb") as stream:
         if flush:
             os.fsync(stream.fileno())
@@ -155,4 +156,4 @@ def _compare(file: Path, expected: dict[str, Any]) -> str:
     size = file.stat().st_size
     if size != expected["size"]:
         return f"has {size} bytes, but {expected['size']} were written"
-    return "" if _checksum(file) == expected else "was changed or damaged: its checksum does not fit"
+    return "" if checksum(file) == expected else "was changed or damaged: its checksum does not fit"

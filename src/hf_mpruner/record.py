@@ -86,6 +86,7 @@ class PruningRecord:
         stopped (`str`, *optional*): why no further round follows.
         calibration (`dict`): facts about the calibration data, e.g. where it came from and how many examples.
         world_size (`int`): number of processes that trained.
+        teacher (`str`, *optional*): checksum of the uncut model that teaches, once it is saved.
         best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
     """
 
@@ -102,6 +103,7 @@ class PruningRecord:
     stopped: str | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
     world_size: int = 1
+    teacher: str | None = None
     best: dict[str, Any] | None = None
 
     @property

@@ -5,16 +5,23 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback
 
 from .config import PruningConfig
+from .distil import DistilledLoss, check_distillation
 from .errors import MPrunerError, UnsupportedBackendError
+from .record import PruningRecord
 from .recovery import RecoveryRate
+from .recovery.teacher import TEACHER_NAME, load_teacher, save_teacher
+from .runtime import keep_rng_state
+from .subject import trained_model
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
     from .runtime import Runtime
 
@@ -65,8 +72,8 @@ class Retraining:
         self.trainer, self.config = trainer, config
         self._rate = RecoveryRate(config.learning_rate_policy, config.restart_warmup, config.recovery_learning_rate)
         self._round: tuple[int, int] | None = None
-        self._put_off = False
-        self._told = False
+        self._teacher: PreTrainedModel | None = None
+        self._put_off = self._told = False
         self._undo: list[Callable[[], None]] = []
 
     def check(self, optimizer: Any, runtime: Runtime) -> None:
@@ -77,17 +84,68 @@ class Retraining:
             UnsupportedBackendError: for a backend, an optimizer or a way of saving that does not go with the recovery.
         """
         self._rate.check(optimizer)
-        if self.config.distils:
-            raise MPrunerError("Distillation is not built yet: leave distillation_weight and _hidden_weight at 0.")
         if self.config.recovery == "lora":
             _check_lora(self.trainer, runtime)
+        if self.config.distils:
+            check_distillation(self.trainer, self.config, runtime)
 
-    def begin(self, started_at: int, recovery_steps: int) -> None:
-        """A cut was made, or made again; it has no verdict yet."""
+    def prepare(self, record: PruningRecord, runtime: Runtime) -> None:
+        """Before the first cut: keep the model, if it is to teach.
+
+        Raises:
+            MPrunerError: if it cannot be written, on any process.
+        """
+        if not self.config.distils or record.teacher is not None:
+            return
+        with runtime.together("saving the teacher"):
+            if runtime.is_main_process:
+                record.teacher = save_teacher(trained_model(self.trainer), self._teacher_folder, self._teacher_dtype)
+        record.teacher = runtime.broadcast(record.teacher)
+
+    def begin(self, record: PruningRecord, recovery_steps: int) -> None:
+        """A cut was made, or made again; it has no verdict yet.
+
+        Args:
+            record (`PruningRecord`): its last round is the pending one.
+            recovery_steps (`int`): steps of training until the verdict.
+
+        Raises:
+            MPrunerError: if the teacher is not where it was saved.
+        """
         self.end()
-        self._round = (started_at, recovery_steps)
+        if self.config.distils:
+            self._replace(
+                "compute_loss", DistilledLoss(self.trainer, self.config, self._load(record), record.rounds[-1].kept)
+            )
         if self._rate.differs:
             self._replace("_get_learning_rate", self._used_rate)
+        self._round = (record.rounds[-1].started_at_step, recovery_steps)
+
+    def _load(self, record: PruningRecord) -> PreTrainedModel:
+        if self._teacher is None:
+            with keep_rng_state():
+                self._teacher = load_teacher(
+                    trained_model(self.trainer),
+                    self._teacher_folder,
+                    record.teacher,
+                    self._teacher_dtype,
+                    self.trainer.args.device,
+                )
+        return self._teacher
+
+    @property
+    def _teacher_folder(self) -> Path:
+        return Path(self.trainer.args.output_dir or ".") / TEACHER_NAME
+
+    @property
+    def _teacher_dtype(self) -> torch.dtype | None:
+        name = self.config.teacher_dtype
+        return None if name is None else getattr(torch, name)
+
+    def close(self) -> None:
+        """The training ended: free what only recovery needs."""
+        self.end()
+        self._teacher = None
 
     def end(self) -> None:
         """The cut was decided or taken back; may be called again."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from .checkpoint import ROLLBACK_NAME, STATE_NAME, write_record
 from .pruned_base import FOLDER
 from .record import RECORD_NAME
+from .recovery.teacher import TEACHER_NAME
 from .rollback import write_rollback
 from .storage import cannot_write
 
@@ -89,12 +90,13 @@ class Sealer:
 
 
 def sweep(output_dir: Path) -> None:
-    """Delete snapshots and half-written files that a killed run of ours has left behind."""
+    """Delete snapshots, half-written files and folders that a killed run of ours has left behind."""
     patterns = ("_mpruner_rollback_*.pt", "_mpruner_rollback_*.tmp", ".pruning_*.tmp", "checkpoint-*/.pruning_*.tmp")
     for file in (file for pattern in patterns for file in output_dir.glob(pattern)):
         logger.info("'%s' was left behind by a killed run and is deleted.", file)
         file.unlink(missing_ok=True)
-    for folder in (folder for pattern in ("", "checkpoint-*/") for folder in output_dir.glob(f"{pattern}.{FOLDER}.*")):
+    drafts = (f".{FOLDER}.*", f"checkpoint-*/.{FOLDER}.*", f".{TEACHER_NAME}.*")
+    for folder in (folder for pattern in drafts for folder in output_dir.glob(pattern)):
         logger.info("'%s' was left behind by a killed run and is deleted.", folder)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,7 +9,18 @@ import pytest
 from distributed_kit import launch, results
 
 Found = list[dict[str, Any]]
-SETTINGS = ["accumulation", "checkpointing", "static", "compiled", "bf16", "frozen", "lora", "full", "whole"]
+SETTINGS = [
+    "accumulation",
+    "checkpointing",
+    "static",
+    "compiled",
+    "bf16",
+    "frozen",
+    "lora",
+    "distilled",
+    "full",
+    "whole",
+]
 SAME_NUMBERS = ["checkpointing", "static", "compiled", "full"]
 
 

@@ -1,7 +1,7 @@
 """How a cut model recovers: what trains, at which learning rate, and from which teacher."""
 
 from hf_mpruner.config import PruningConfig
-from hf_mpruner.recovery.distillation import divergence
+from hf_mpruner.recovery.distillation import divergence, hidden_difference, kind_of, recorded
 from hf_mpruner.recovery.lora import LowRankAdapters, find_linear_layers
 from hf_mpruner.recovery.schedule import RecoveryRate, restart_factor
 from hf_mpruner.recovery.touched import FrozenParameters, freeze_untouched_, touched_layers
@@ -17,7 +17,10 @@ __all__ = [
     "divergence",
     "find_linear_layers",
     "freeze_untouched_",
+    "hidden_difference",
+    "kind_of",
     "make_trainable",
+    "recorded",
     "restart_factor",
     "touched_layers",
 ]

@@ -23,6 +23,7 @@ SETTINGS = {
     "bf16": ({"bf16": True}, {"snapshot": "disk"}),
     "frozen": ({}, {"freeze_untouched": True}),
     "lora": ({"ddp_find_unused_parameters": True}, {"recovery": "lora", "learning_rate_policy": "restart"}),
+    "distilled": ({}, {"distillation_weight": 0.5, "distillation_hidden_weight": 0.1, "teacher_dtype": "bfloat16"}),
     "full": ({}, {"verify": "full"}),
 }
 
