@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_mpruner.callback import LayerPruningCallback
     from hf_mpruner.clusters import LayerCluster, find_clusters
     from hf_mpruner.config import PruningConfig
+    from hf_mpruner.cycles import prune_in_cycles
     from hf_mpruner.errors import (
         CalibrationError,
         MPrunerError,
@@ -53,6 +54,7 @@ __all__ = [
     "linear_cka",
     "measure_similarity",
     "prune_",
+    "prune_in_cycles",
     "register_architecture",
 ]
 
@@ -79,6 +81,7 @@ _MODULE_OF = {
     "linear_cka": "similarity",
     "measure_similarity": "features",
     "prune_": "oneshot",
+    "prune_in_cycles": "cycles",
     "register_architecture": "architectures",
 }
 

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,19 @@ def write_record(folder: Path, record: PruningRecord, files: Iterable[Path]) -> 
     Returns:
         `Path`: of `pruning_record.json`.
     """
-    sums = {file.relative_to(folder).as_posix(): checksum(file, flush=True) for file in sorted(files)}
-    values = {**record.to_dict(), "files": sums}
+    values = {**record.to_dict(), "files": checksums(folder, files)}
     return write_json(folder / RECORD_NAME, {**values, "sha256": _digest(values)})
+
+
+def checksums(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
+    """Size and SHA-256 of some files in a folder, by their path in it; they are flushed to the disk first."""
+    return {file.relative_to(folder).as_posix(): checksum(file, flush=True) for file in sorted(files)}
+
+
+def find_fault(folder: Path, sums: Mapping[str, Any]) -> str:
+    """The first file that is not as `checksums` found it, in words; empty if all are."""
+    faults = ((name, _compare(folder / name, expected)) for name, expected in sums.items())
+    return next((f"{name} {fault}" for name, fault in faults if fault), "")
 
 
 def inspect_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
@@ -93,11 +103,7 @@ def inspect_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         record = PruningRecord.from_dict(values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         return Checkpoint(folder, None, f"{RECORD_NAME} is no record: {error}")
-    for name, expected in (values.get("files") or {}).items():
-        fault = _compare(folder / name, expected)
-        if fault:
-            return Checkpoint(folder, record, f"{name} {fault}")
-    return Checkpoint(folder, record)
+    return Checkpoint(folder, record, find_fault(folder, values.get("files") or {}))
 
 
 def last_whole_checkpoint(output_dir: str | os.PathLike[str]) -> Checkpoint | None:

@@ -59,6 +59,30 @@ def check_trainer(
         UnsupportedBackendError: for `auto_find_batch_size`, or a checkpoint of a run that had cut the model.
     """
     check_surroundings(cast(nn.Module, trainer.model), trained_model(trainer))
+    check_judge(trainer, config)
+    steps = steps_per_epoch(train_dataloader, trainer.args)
+    needed = config.start_epoch + config.recovery_epochs
+    if state.max_steps < needed * steps:
+        raise ValueError(
+            f"The training has {state.max_steps} steps ({state.max_steps / steps:.2g} epochs), but one round of "
+            f"pruning needs start_epoch={config.start_epoch} + recovery_epochs={config.recovery_epochs} epochs of "
+            f"{steps} steps. Pass TrainingArguments(num_train_epochs={needed}) or more."
+        )
+    if trainer.args.auto_find_batch_size:
+        raise UnsupportedBackendError(
+            "auto_find_batch_size=True restarts the training with a model that may have been cut already. Pass "
+            "auto_find_batch_size=False and a batch size that fits. Nothing was changed."
+        )
+    if not resumed:
+        _check_not_resumed(trainer.args, state)
+
+
+def check_judge(trainer: Trainer, config: PruningConfig) -> None:
+    """Refuse a Trainer that cannot judge a pruned model.
+
+    Raises:
+        ValueError: without an evaluation set, or without anything to judge by.
+    """
     evaluator = evaluator_of(trainer)
     if trainer.eval_dataset is None and evaluator is None:
         raise ValueError(
@@ -75,21 +99,6 @@ def check_trainer(
             "The Trainer has no compute_metrics and PruningConfig names no metric, so nothing can judge a pruned "
             'model. Pass Trainer(..., compute_metrics=...), or PruningConfig(metric="loss") to judge by the loss.'
         )
-    steps = steps_per_epoch(train_dataloader, trainer.args)
-    needed = config.start_epoch + config.recovery_epochs
-    if state.max_steps < needed * steps:
-        raise ValueError(
-            f"The training has {state.max_steps} steps ({state.max_steps / steps:.2g} epochs), but one round of "
-            f"pruning needs start_epoch={config.start_epoch} + recovery_epochs={config.recovery_epochs} epochs of "
-            f"{steps} steps. Pass TrainingArguments(num_train_epochs={needed}) or more."
-        )
-    if trainer.args.auto_find_batch_size:
-        raise UnsupportedBackendError(
-            "auto_find_batch_size=True restarts the training with a model that may have been cut already. Pass "
-            "auto_find_batch_size=False and a batch size that fits. Nothing was changed."
-        )
-    if not resumed:
-        _check_not_resumed(trainer.args, state)
 
 
 def steps_per_epoch(loader: Any, args: TrainingArguments) -> int:

@@ -234,7 +234,7 @@ def prepare(
     resumption = None if checkpoint is None else begin(checkpoint)
     if resumption is None:
         return None
-    _check_world_size(resumption.record, trainer.args.world_size)
+    check_world_size(resumption.record, trainer.args.world_size)
     if getattr(trainer, "model_init", None) is None:
         resumption.cut(inner(), trainer.optimizer, trainer.lr_scheduler)
         return resumption
@@ -285,8 +285,12 @@ def wrap_train(
     trainer.train = train  # type: ignore[method-assign]
 
 
-def _check_world_size(record: PruningRecord, world_size: int) -> None:
-    """Refuse what cannot be compared: transformers scales a loss by the number of processes."""
+def check_world_size(record: PruningRecord, world_size: int) -> None:
+    """Refuse what cannot be compared: transformers scales a loss by the number of processes.
+
+    Raises:
+        UnsupportedBackendError: if a loss decides, and another number of processes measured it.
+    """
     if record.world_size == world_size:
         return
     if record.metric is not None and (record.metric == "loss" or record.metric.endswith(("_loss", "perplexity"))):

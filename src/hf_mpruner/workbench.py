@@ -59,34 +59,9 @@ class Workbench:
         Raises:
             CalibrationError: if there are no examples.
         """
-        trainer = self.trainer
-        candidates = (self.calibration, trainer.eval_dataset, trainer.train_dataset)
-        given: Any = next((data for data in candidates if data is not None), None)
-        trained = given is trainer.train_dataset
-        if isinstance(given, dict):
-            given = next(iter(given.values()))
-        judges = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
-        same = any(given is judge for judge in judges)
-        if same:
-            logger.warning(
-                "The same examples choose the layers and judge the result: similarity is measured on a sample of the "
-                "evaluation set. For an unbiased verdict pass LayerPruningCallback(trainer, config, "
-                "calibration=other_dataset), a part of the training set for instance."
-            )
-        with keep_rng_state():
-            # public, and it does what the Trainer does: drops columns that the model does not take, picks the collator
-            like_trainer = trainer.get_test_dataloader(cast(Any, given)) if _is_dataset(given) else None
-            loader = calibration_loader(
-                given if like_trainer is None else like_trainer.dataset,
-                collate_fn=None if like_trainer is None else UnflattenedBatches(like_trainer.collate_fn),
-                num_samples=self.config.calibration_samples,
-                batch_size=self.config.calibration_batch_size,
-                seed=self.config.seed,
-                model=trained_model(trainer),
-            )
-            self._loader = as_model_inputs(trainer, loader)
-        source = "sample of the evaluation set" if same else "sample of the training set"
-        return {"source": source if same or trained else "given by the user"}
+        way = "LayerPruningCallback(trainer, config, calibration=other_dataset)"
+        self._loader, facts = calibration_batches(self.trainer, self.config, self.calibration, way)
+        return facts
 
     def measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
         """Similarity of all pairs of layers of each stack."""
@@ -156,6 +131,51 @@ class Workbench:
             facts[f"{PREFIX}_drop"] = round_.drop
         with keep_books(self.trainer), _keep_control(self.trainer):
             self.trainer.log(facts)
+
+
+def calibration_batches(
+    trainer: Trainer, config: PruningConfig, calibration: Any, way: str
+) -> tuple[Any, dict[str, Any]]:
+    """Calibration batches, built the way a Trainer builds its own.
+
+    Args:
+        trainer (`Trainer`): its collator, and the columns that its model takes.
+        config (`PruningConfig`): how many examples, in which batches, drawn by which seed.
+        calibration (*optional*): data to measure on; see `Workbench`.
+        way (`str`): how the user passes other data, for a warning.
+
+    Returns:
+        the batches, and facts for the record.
+
+    Raises:
+        CalibrationError: if there are no examples.
+    """
+    candidates = (calibration, trainer.eval_dataset, trainer.train_dataset)
+    given: Any = next((data for data in candidates if data is not None), None)
+    trained = given is trainer.train_dataset
+    if isinstance(given, dict):
+        given = next(iter(given.values()))
+    judges = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
+    same = any(given is judge for judge in judges)
+    if same:
+        logger.warning(
+            "The same examples choose the layers and judge the result: similarity is measured on a sample of the "
+            "evaluation set. For an unbiased verdict pass %s, a part of the training set for instance.",
+            way,
+        )
+    with keep_rng_state():
+        # public, and it does what the Trainer does: drops columns that the model does not take, picks the collator
+        like_trainer = trainer.get_test_dataloader(cast(Any, given)) if _is_dataset(given) else None
+        loader = calibration_loader(
+            given if like_trainer is None else like_trainer.dataset,
+            collate_fn=None if like_trainer is None else UnflattenedBatches(like_trainer.collate_fn),
+            num_samples=config.calibration_samples,
+            batch_size=config.calibration_batch_size,
+            seed=config.seed,
+            model=trained_model(trainer),
+        )
+    source = "sample of the evaluation set" if same else "sample of the training set"
+    return as_model_inputs(trainer, loader), {"source": source if same or trained else "given by the user"}
 
 
 def _is_dataset(data: Any) -> bool:

@@ -20,10 +20,18 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import deepspeed
 from transformers.training_args import ParallelMode
 
 from hf_mpruner.errors import UnsupportedBackendError
-from hf_mpruner.runtime import Runtime, SingleProcess, detect_runtime, keep_rng_state
+from hf_mpruner.runtime import (
+    Runtime,
+    SingleProcess,
+    copies_runtime,
+    detect_runtime,
+    keep_rng_state,
+    whole_models,
+)
 from hf_mpruner.runtime.processes import weight_sums
 
 
@@ -289,6 +297,64 @@ def test_other_engines_are_refused_by_name(facts: dict[str, Any], found: str, re
     text = rf"under <{found}.*>: .*{reason}"
     with pytest.raises(UnsupportedBackendError, match=text):
         detect_runtime(trainer)
+
+
+@pytest.mark.parametrize(
+    ("facts", "way_out"),
+    [
+        ({"plugins": {"deepspeed_plugin": SimpleNamespace(zero_stage=3)}}, True),
+        ({"plugins": {"fsdp_plugin": SimpleNamespace(fsdp_version=1)}}, True),
+        ({"mode": ParallelMode.NOT_DISTRIBUTED, "n_gpu": 2}, True),
+        ({"kind": DistributedType.XLA, "num_processes": 8}, False),
+        ({"model": {"tp_size": 4}}, False),
+    ],
+)
+def test_a_refusal_names_the_way_out_where_there_is_one(facts: dict[str, Any], way_out: bool) -> None:
+    with pytest.raises(UnsupportedBackendError) as refusal:
+        detect_runtime(stand_in(**facts))
+    assert ("hf_mpruner.prune_in_cycles(...)" in str(refusal.value)) == way_out
+
+
+# -- processes that prune plain copies ---------------------------------------------------------------------------------
+
+
+def test_one_process_needs_nothing_for_its_copy(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
+    assert isinstance(copies_runtime(make_trainer()[0]), SingleProcess)
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"kind": DistributedType.XLA}, "cannot drive <XLA, "),
+        ({"mode": ParallelMode.SAGEMAKER_MODEL_PARALLEL}, "sagemaker_model_parallel>"),
+        ({"kind": DistributedType.MULTI_CPU}, "found 2 processes, but no torch.distributed process group"),
+    ],
+)
+def test_processes_that_cannot_prune_copies(facts: dict[str, Any], text: str) -> None:
+    trainer = stand_in(**facts)
+    trainer.args.world_size = 2
+    with pytest.raises(UnsupportedBackendError, match=text):
+        copies_runtime(trainer)
+
+
+def test_models_are_built_whole_while_a_partitioning_config_is_alive() -> None:
+    config = SimpleConfig()
+    deepspeed.set_hf_deepspeed_config(config)
+    try:
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        with whole_models():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    with whole_models():
+        assert not deepspeed.is_deepspeed_zero3_enabled()
+    assert not deepspeed.is_deepspeed_zero3_enabled()
+
+
+class SimpleConfig:
+    def is_zero3(self) -> bool:
+        return True
 
 
 # -- random states -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,11 @@ _INSTEAD = (
     "Use one process, DDP (torchrun, or accelerate launch --multi_gpu) or FSDP2 with one unit per block. Nothing was "
     "changed."
 )
+# Where a Trainer can be made anew for each round.
+_CYCLES = (
+    "Use one process, DDP or FSDP2 with one unit per block, or hf_mpruner.prune_in_cycles(...), which trains each round "
+    "with a fresh Trainer. Nothing was changed."
+)
 
 
 def detect_runtime(trainer: Trainer) -> Runtime:
@@ -122,22 +127,22 @@ _OBSTACLES: tuple[tuple[Callable[[Any], str], str, str], ...] = (
     (
         _deepspeed,
         "the engine keeps flat copies of all parameters, and its checkpoints would describe the unpruned model",
-        _INSTEAD,
+        _CYCLES,
     ),
-    (_fsdp1, "its units hold flat copies of their parameters, from which no layer can be taken", _INSTEAD),
+    (_fsdp1, "its units hold flat copies of their parameters, from which no layer can be taken", _CYCLES),
     (_other_engine, "the engine compiles or partitions the whole model before training", _INSTEAD),
     (
         _model_parallel,
         "the layers are spread over devices, and what connects them was set up for the full depth",
         _INSTEAD,
     ),
-    (_data_parallel, "the model is copied to the devices anew in every step, which was not tested", _INSTEAD),
+    (_data_parallel, "the model is copied to the devices anew in every step, which was not tested", _CYCLES),
     (
         _regional_compile,
         "a compiled copy holds its own list of layers and would go on training the deleted ones",
-        _INSTEAD,
+        _CYCLES,
     ),
-    (_unknown_wrapper, "it is not known to follow a change of the model inside it", _INSTEAD),
+    (_unknown_wrapper, "it is not known to follow a change of the model inside it", _CYCLES),
     (
         _fsdp_idle,
         "the plugin is on, but accelerate left the model whole",

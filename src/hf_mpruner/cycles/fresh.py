@@ -1,0 +1,225 @@
+"""A fresh Trainer: what it must be, what its model must be, and how it is trained, evaluated and let go of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from hf_mpruner.callback import LayerPruningCallback
+from hf_mpruner.config import PruningConfig
+from hf_mpruner.errors import MPrunerError, UnsupportedBackendError
+from hf_mpruner.preflight import check_judge
+from hf_mpruner.record import PruningRecord
+from hf_mpruner.recovery import freeze_untouched_, touched_layers
+from hf_mpruner.runtime.processes import weight_sums
+from hf_mpruner.workbench import Workbench
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+HOW = (
+    "It gets a folder and must load its model from there:\n"
+    "    def make_trainer(path):\n"
+    "        model = AutoModelForSequenceClassification.from_pretrained(path)\n"
+    "        return Trainer(model, TrainingArguments(...), train_dataset=..., eval_dataset=..., compute_metrics=...)"
+)
+
+
+class _LeaveError(Exception):
+    """Not a failure: the training was entered for its wrappers only."""
+
+
+class _Leave(TrainerCallback):
+    """Ends a training before its first step."""
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        raise _LeaveError
+
+
+def check_fresh(trainer: Any, config: PruningConfig) -> None:
+    """Refuse what `make_trainer` returned if a round cannot be trained, judged or saved with it.
+
+    Args:
+        trainer: whatever was returned.
+        config (`PruningConfig`): what the user asked for.
+
+    Raises:
+        TypeError: if it is no Trainer, or its model no `PreTrainedModel`.
+        ValueError: without an evaluation set or anything to judge by; with `model_init`, `push_to_hub` or a
+            `LayerPruningCallback`.
+        MPrunerError: if it has trained before.
+        UnsupportedBackendError: if its engine would not save whole weights.
+    """
+    if not isinstance(trainer, Trainer):
+        raise TypeError(f"make_trainer returned {type(trainer).__name__}, not a Trainer. {HOW}")
+    if not isinstance(trainer.model, PreTrainedModel):
+        raise TypeError(
+            f"make_trainer returned a Trainer of a {type(trainer.model).__name__}, but prune_in_cycles saves and loads the "
+            f"model as a PreTrainedModel of transformers. {HOW}"
+        )
+    if getattr(trainer, "model_init", None) is not None:
+        raise ValueError(f"make_trainer returned a Trainer with model_init, which would replace its model. {HOW}")
+    if trainer.state.global_step:
+        raise MPrunerError(
+            f"make_trainer returned a Trainer that has trained already: make a new one each time. {HOW}"
+        )
+    if trainer.args.push_to_hub:
+        raise ValueError(
+            "TrainingArguments(push_to_hub=True) would upload candidates that may be rejected. Leave it out, and push what "
+            "is in the folder 'model' of output_dir once the run has ended."
+        )
+    if any(isinstance(one, LayerPruningCallback) for one in trainer.callback_handler.callbacks):
+        raise ValueError(
+            "make_trainer returned a Trainer with a LayerPruningCallback, but prune_in_cycles cuts the model itself, "
+            "between trainings. Leave the callback out, or call trainer.train() alone instead of prune_in_cycles."
+        )
+    check_judge(trainer, config)
+    _check_saves(trainer)
+
+
+def _check_saves(trainer: Trainer) -> None:
+    """An engine that partitions the weights must gather them to save them."""
+    state: Any = trainer.accelerator.state
+    zero = getattr(state, "deepspeed_plugin", None)
+    if zero is not None and zero.zero_stage == 3:
+        gathers = zero.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save", False)
+        if gathers is not True:
+            raise UnsupportedBackendError(
+                "Under ZeRO-3 the model is saved whole only with 'stage3_gather_16bit_weights_on_model_save': true in the "
+                "'zero_optimization' part of the DeepSpeed config. Add it. Nothing was changed."
+            )
+    sharded = getattr(state, "fsdp_plugin", None)
+    if sharded is not None and "FULL_STATE_DICT" not in str(sharded.state_dict_type):
+        raise UnsupportedBackendError(
+            "Under FSDP the model is saved whole only with fsdp_config={'state_dict_type': 'FULL_STATE_DICT'}, but it is "
+            f"{sharded.state_dict_type}. Change it. Nothing was changed."
+        )
+
+
+def is_partitioned(trainer: Trainer) -> bool:
+    """Whether each process holds a part of the weights only, so that they may not fit on one device."""
+    state: Any = trainer.accelerator.state
+    zero = getattr(state, "deepspeed_plugin", None)
+    return getattr(state, "fsdp_plugin", None) is not None or (zero is not None and zero.zero_stage == 3)
+
+
+def find_difference(model: nn.Module, expected: nn.Module, ignored: Collection[str] = ()) -> str:
+    """How a model is not the expected one, in words; empty if it is.
+
+    Args:
+        model (`nn.Module`): values of parameters that ZeRO-3 has partitioned are not looked at.
+        expected (`nn.Module`): whole; may be of a wider data type.
+        ignored: names whose values may differ.
+    """
+    live, wanted = dict(model.named_parameters()), dict(expected.named_parameters())
+    if type(model) is not type(expected):
+        return f"it is a {type(model).__name__}, not a {type(expected).__name__}"
+    if missing := [name for name in wanted if name not in live]:
+        return f"it lacks {len(missing)} of {len(wanted)} parameters, first '{missing[0]}'"
+    if extra := [name for name in live if name not in wanted]:
+        return f"it has {len(extra)} parameters more, first '{extra[0]}'"
+    for name, param in live.items():
+        shape, other = tuple(getattr(param, "ds_shape", param.shape)), wanted[name].detach()
+        if shape != tuple(other.shape):
+            return f"its '{name}' has shape {shape}, not {tuple(other.shape)}"
+        if hasattr(param, "ds_id") or name in ignored:
+            continue
+        if not torch.equal(param.detach().cpu(), other.to(param.dtype).cpu()):
+            return f"its '{name}' has other values"
+    return ""
+
+
+def digest(model: nn.Module, ignored: Collection[str] = ()) -> str:
+    """SHA-256 of all names, shapes and weights of a model on any device, but those that are ignored."""
+    total = hashlib.sha256()
+    for (name, param), sums in zip(model.named_parameters(), weight_sums(model).tolist(), strict=True):
+        if name not in ignored:
+            total.update(f"{name} {param.dtype} {tuple(param.shape)} {sums}\n".encode())
+    return total.hexdigest()
+
+
+def freeze_beside_cut(model: nn.Module, record: PruningRecord) -> None:
+    """Let only the layers beside the pending cut train, and the head; what `make_trainer` froze stays frozen.
+
+    Args:
+        model (`nn.Module`): the candidate.
+        record (`PruningRecord`): its last round is the candidate's.
+
+    Raises:
+        ValueError: if nothing would be left to train.
+    """
+    *earlier, round_ = record.rounds
+    before = dataclasses.replace(record, rounds=earlier).kept
+    kept = {path: [layers.index(layer) for layer in round_.kept[path]] for path, layers in before.items()}
+    freeze_untouched_(model, {path: touched_layers(len(before[path]), layers) for path, layers in kept.items()})
+
+
+def check_recovery(config: PruningConfig) -> None:
+    """Refuse what only a callback inside the training can do.
+
+    Raises:
+        ValueError: naming the setting and what to do instead.
+    """
+    refused = {
+        f"recovery={config.recovery!r}": config.recovery != "full",
+        "distillation": config.distils,
+        f"learning_rate_policy={config.learning_rate_policy!r}": config.learning_rate_policy != "run",
+    }
+    if named := [name for name, found in refused.items() if found]:
+        raise ValueError(
+            f"prune_in_cycles does not support {', '.join(named)}: it leaves the training to the Trainer. Leave it out, or "
+            "use LayerPruningCallback. Each round's training has a schedule of its own, that of its TrainingArguments."
+        )
+
+
+def train(trainer: Trainer, epochs: int, rate: float | None = None) -> None:
+    """Train a fresh Trainer for some epochs, or for its own `max_steps`; with 0 epochs only wrap its model.
+
+    Args:
+        trainer (`Trainer`): gets its own arguments back.
+        epochs (`int`): instead of its `num_train_epochs`.
+        rate (`float`, *optional*): instead of its `learning_rate`.
+
+    An evaluation of a model that was never trained is another path through accelerate and DeepSpeed: ZeRO-1 and 2 refuse
+    it, and under DDP a later training would go without DDP.
+    """
+    if epochs == 0:
+        leave = _Leave()
+        trainer.callback_handler.callbacks.insert(0, leave)
+        try:
+            trainer.train()
+        except _LeaveError:
+            logger.debug("The model is wrapped.")
+        finally:
+            trainer.callback_handler.callbacks.remove(leave)
+            trainer.is_in_train = False
+        return
+    args = trainer.args
+    asked = args.num_train_epochs, args.learning_rate
+    args.num_train_epochs, args.learning_rate = epochs, asked[1] if rate is None else rate
+    try:
+        trainer.train()
+    finally:
+        args.num_train_epochs, args.learning_rate = asked
+
+
+def evaluate(trainer: Trainer, config: PruningConfig) -> dict[str, float]:
+    """The Trainer's own evaluation, unseen by its other callbacks; keys without prefix."""
+    bench = Workbench(trainer, config)
+    with bench.aside():
+        return bench.evaluate()
+
+
+def release(trainer: Trainer) -> None:
+    """Let go of a Trainer's engine, so that the next one has the memory; the caller drops the Trainer itself."""
+    trainer.accelerator.free_memory()
+    trainer.model_wrapped = cast("nn.Module", trainer.model)
+    trainer.optimizer = trainer.lr_scheduler = None

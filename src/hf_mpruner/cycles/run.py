@@ -1,0 +1,342 @@
+"""The engine cuts a plain model that no Trainer sees; a fresh Trainer trains and judges a copy that went over the disk."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_mpruner.config import PruningConfig
+from hf_mpruner.cycles.fresh import (
+    HOW,
+    check_fresh,
+    check_recovery,
+    digest,
+    evaluate,
+    find_difference,
+    freeze_beside_cut,
+    is_partitioned,
+    release,
+    train,
+)
+from hf_mpruner.cycles.ledger import Ledger
+from hf_mpruner.cycles.shared import on_main, shared_folder
+from hf_mpruner.cycles.whole import load_source, load_whole, save_whole
+from hf_mpruner.engine import PruningEngine
+from hf_mpruner.errors import MPrunerError
+from hf_mpruner.features import measure_similarity
+from hf_mpruner.record import PruningRecord, Round
+from hf_mpruner.report import PruningReport
+from hf_mpruner.resume import check_world_size
+from hf_mpruner.runtime import Runtime, copies_runtime, keep_rng_state, whole_models
+from hf_mpruner.subject import trained_model
+from hf_mpruner.verify import first_batch
+from hf_mpruner.workbench import Workbench, calibration_batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+    from hf_mpruner.architectures import BlockStack
+    from hf_mpruner.similarity import SimilarityMatrix
+
+logger = logging.getLogger(__name__)
+
+MakeTrainer = Callable[[str], "Trainer"]
+
+
+def prune_in_cycles(
+    make_trainer: MakeTrainer,
+    model: str | os.PathLike[str],
+    config: PruningConfig | None = None,
+    *,
+    output_dir: str | os.PathLike[str],
+    calibration: Any = None,
+    device: str | torch.device | None = None,
+) -> PruningReport:
+    """Prune by MPruner's Algorithm 1 with a fresh Trainer, and a `train()` of its own, for each round.
+
+    For engines that cannot lose layers while they run: DeepSpeed ZeRO, FSDP1. Where `LayerPruningCallback` works, it
+    costs less: here each round loads the model anew, and its optimizer begins from nothing.
+
+    Called again with the same arguments it goes on where it stopped, also after a kill; only the training of a round
+    that had no verdict is repeated.
+
+    Args:
+        make_trainer (callable): gets a folder, or `model` itself; loads the model from it with `from_pretrained` and
+            returns a new Trainer for it, with new `TrainingArguments`. Their `num_train_epochs` is replaced by
+            `recovery_epochs` (`start_epoch` in the first training); `max_steps` stays in force where it is given.
+        model (path or `str`): the fine-tuned model's folder or Hub id.
+        config (`PruningConfig`, *optional*): what to prune and how to judge it. `snapshot` and `stop_when_done` have no
+            meaning here.
+        output_dir (path): the run's own folder, seen by all processes. In the end it holds the last accepted model in
+            `model`, and `pruning_record.json`, `pruning_plan.json` and `report.json`. While the run lasts it holds two
+            models at most.
+        calibration (*optional*): data to measure similarity on, as for `LayerPruningCallback`. By default a seeded
+            sample of the Trainer's evaluation set.
+        device (*optional*): where a whole model runs while similarity is measured. By default the Trainer's device; the
+            CPU where the Trainer partitions its weights (ZeRO-3, FSDP), since the whole may not fit.
+
+    Returns:
+        `PruningReport`: on every process.
+
+    Raises:
+        TypeError, ValueError: for a Trainer that cannot be used, or arguments that are none.
+        MPrunerError: if `make_trainer` does not give the model of the folder, `output_dir` holds another run, or a
+            process failed.
+        UnsupportedBackendError: for an engine that does not save whole weights.
+        UnsupportedArchitectureError: if the model has no stack that can be cut.
+
+    Example:
+        ```python
+        def make_trainer(path):
+            model = AutoModelForSequenceClassification.from_pretrained(path)
+            args = TrainingArguments("training", deepspeed="zero2.json")
+            return Trainer(model, args, train_dataset=train, eval_dataset=dev, compute_metrics=metrics)
+
+        report = prune_in_cycles(make_trainer, "my-model", PruningConfig(max_metric_drop=0.01), output_dir="pruned")
+        model = AutoModelForSequenceClassification.from_pretrained("pruned/model")
+        ```
+    """
+    if not callable(make_trainer):
+        raise TypeError(f"make_trainer is a {type(make_trainer).__name__}, not a function. {HOW}")
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(
+            f"model is a {type(model).__name__}, but each round loads its model anew: pass the folder or the Hub id that it "
+            "is loaded from. Save it with model.save_pretrained(folder) if it is nowhere."
+        )
+    check_recovery(config or PruningConfig())
+    return Cycles(make_trainer, str(model), config or PruningConfig(), Path(output_dir), calibration, device).run()
+
+
+class Cycles:
+    """One run; see `prune_in_cycles` for the arguments."""
+
+    def __init__(
+        self,
+        make_trainer: MakeTrainer,
+        source: str,
+        config: PruningConfig,
+        folder: Path,
+        calibration: Any,
+        device: str | torch.device | None,
+    ) -> None:
+        """Nothing is loaded yet."""
+        self.make_trainer, self.source, self.config = make_trainer, source, config
+        self.calibration, self.device = calibration, device
+        self.ledger = Ledger(folder)
+        self.runtime: Runtime
+        self.engine: PruningEngine
+        self.trainer: Trainer | None = None
+        self._loader: Any = None
+        self._kind: type[PreTrainedModel]
+        self._dtype: torch.dtype
+        self._processor: Any = None
+        self._hint: tuple[str | None, bool | None] = (None, None)
+
+    def run(self) -> PruningReport:
+        """Begin, or go on with what is in the folder, until no round is left."""
+        self._open()
+        while self._round():
+            pass
+        self._end()
+        return PruningReport(self.engine.record)
+
+    def _open(self) -> None:
+        trainer = self._make(self.source)
+        check_fresh(trainer, self.config)
+        args, model = trainer.args, trained_model(trainer)
+        self.runtime = copies_runtime(trainer)
+        self._kind, self._dtype, self._processor = type(model), model.dtype, trainer.processing_class
+        self._hint = Workbench(trainer, self.config).metric_hint()
+        with self.runtime.together("reading the model"):
+            whole, fresh = load_source(self._kind, self.source, model.config, self._dtype)
+            self._check_model(trainer, whole, self.source, ignored=fresh)
+            way = "prune_in_cycles(..., calibration=other_dataset)"
+            self._loader, facts = calibration_batches(trainer, self.config, self.calibration, way)
+        if self.device is None:
+            self.device = "cpu" if is_partitioned(trainer) else args.device
+        record = self._find_run(trainer, whole, fresh)
+        if record is None or record.baseline is None:
+            self._begin(trainer, whole, fresh, facts)
+            return
+        self._drop()
+        folder = on_main(self.runtime, "reading the output folder", lambda: self.ledger.current(record))
+        self._set_model(whole if folder is None else self._load(folder), record)
+
+    def _find_run(self, trainer: Trainer, whole: PreTrainedModel, fresh: set[str]) -> PruningRecord | None:
+        weights = digest(whole, fresh)
+
+        def read() -> PruningRecord | None:
+            record = self.ledger.read()
+            if record is not None:
+                self.ledger.check_same_run(record, self.config, whole, weights)
+                check_world_size(record, trainer.args.world_size)
+                self.ledger.sweep(record)
+            return record
+
+        record = on_main(self.runtime, "reading the output folder", read)
+        if record is None:
+            self.ledger.weights = weights
+        elif record.baseline is not None:
+            logger.info("The run in '%s' is gone on with after round %d.", self.ledger.folder, len(record.rounds))
+        self.ledger = self.runtime.broadcast(self.ledger)
+        return record
+
+    def _begin(self, trainer: Trainer, whole: PreTrainedModel, fresh: set[str], facts: dict[str, Any]) -> None:
+        """Measure the baseline, after `start_epoch` epochs if that is asked for."""
+        config, args = self.config, trainer.args
+        if fresh and not config.start_epoch:
+            raise MPrunerError(
+                f"'{self.source}' has no weights for {sorted(fresh)[:3]}, so each process and each round would begin with "
+                "others. Fine-tune the model and pass the folder it is saved in, or train it here first: "
+                "PruningConfig(start_epoch=1)."
+            )
+        self._set_model(whole, None)
+        record = self.engine.record
+        record.world_size, record.calibration = args.world_size, facts
+        self._write(record)
+        with self.runtime.together("training the uncut model"):
+            train(trainer, config.start_epoch)
+        self.engine.measure_baseline()
+        if config.start_epoch:
+            self.ledger.steps = trainer.state.global_step
+            self._accept(trainer, 0, whole, record)
+        else:
+            self._write(record)
+            self._drop()
+
+    def _round(self) -> bool:
+        """One cut, training and verdict; returns whether there was a cut to make."""
+        engine, record = self.engine, self.engine.record
+        steps = record.rounds[-1].decided_at_step if record.rounds else self.ledger.steps
+        with whole_models():
+            cut = engine.start_round(step=steps)
+        self._write(record)
+        if not cut:
+            return False
+        number = record.rounds[-1].number
+        folder = self.ledger.candidate(number)
+        with self.runtime.together("saving the candidate"), shared_folder(self.runtime, folder) as draft:
+            if self.runtime.is_main_process:
+                self._save(engine.model, draft)
+        with self.runtime.together("making the Trainer of the candidate"):
+            trainer = self._make(str(folder))
+            check_fresh(trainer, self.config)
+            self._check_model(trainer, engine.model, str(folder))
+            if self.config.freeze_untouched:
+                freeze_beside_cut(trained_model(trainer), record)
+        with self.runtime.together("training the candidate"):
+            train(trainer, self.config.recovery_epochs, self.config.recovery_learning_rate)
+        round_ = engine.decide(step=steps + trainer.state.global_step)
+        if self.runtime.is_main_process:
+            logger.info("Round %d %s: %s", round_.number, round_.verdict, round_.reason)
+        self._settle(trainer, round_)
+        return True
+
+    def _settle(self, trainer: Trainer, round_: Round) -> None:
+        if round_.verdict != "rejected":
+            self._accept(trainer, round_.number, self.engine.model, self.engine.record)
+            return
+        self._write(self.engine.record)
+        on_main(self.runtime, "deleting the candidate", lambda: self.ledger.sweep(self.engine.record))
+        self._drop()
+
+    def _accept(self, trainer: Trainer, number: int, untrained: PreTrainedModel, record: PruningRecord) -> None:
+        """Save what was trained, load it as its users will, and go on with that."""
+        with (
+            self.runtime.together("writing the model"),
+            shared_folder(self.runtime, self.ledger.path_of(number)) as draft,
+        ):
+            with self.runtime.together("saving the model"):
+                trainer.save_model(str(draft))
+            with self.runtime.together("loading the saved model"):
+                trained = self._load(draft)
+                fault = find_difference(trained, untrained, ignored=[name for name, _ in untrained.named_parameters()])
+                fault = fault or ("" if is_partitioned(trainer) else find_difference(trained_model(trainer), trained))
+                if fault:
+                    raise MPrunerError(
+                        f"What the Trainer saved is not the model that it trained: loaded back, {fault}. The round is not "
+                        "accepted; a call with the same arguments repeats it."
+                    )
+        on_main(self.runtime, "writing the record", lambda: self.ledger.accept(number, record))
+        self.ledger = self.runtime.broadcast(self.ledger)
+        self._drop()
+        self._set_model(trained, record)
+
+    def _end(self) -> None:
+        record = self.engine.record
+
+        def finish() -> None:
+            with self.ledger.last_folder(record) as draft:
+                if draft is not None:
+                    self._save(self.engine.model, draft)
+
+        on_main(self.runtime, "writing the last model", finish)
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _make(self, path: str) -> Trainer:
+        gc.collect()  # the Trainer before holds itself by cycles
+        self.trainer = self.make_trainer(path)
+        return self.trainer
+
+    def _drop(self) -> None:
+        trainer, self.trainer = self.trainer, None
+        if trainer is not None:
+            release(trainer)
+
+    def _set_model(self, model: PreTrainedModel, record: PruningRecord | None) -> None:
+        """A new engine over a model that no Trainer has seen."""
+        with whole_models(), keep_rng_state():
+            self.engine = PruningEngine(
+                model,
+                self.config,
+                measure=self._measure,
+                evaluate=self._evaluate,
+                runtime=self.runtime,
+                trains=False,
+                snapshot_directory=self.ledger.folder,
+                metric_hint=lambda: self._hint,
+                verify_inputs=lambda: first_batch(self._loader),
+                record=record,
+            )
+
+    def _measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
+        model: Any = self.engine.model
+        place = next(model.parameters()).device
+        model.to(self.device)
+        try:
+            with keep_rng_state():
+                return measure_similarity(
+                    model, self._loader, stacks, protocol=self.config.protocol, runtime=self.runtime
+                )
+        finally:
+            model.to(place)
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.trainer is None:
+            raise MPrunerError("No Trainer is there to evaluate with.")
+        return evaluate(self.trainer, self.config)
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        return load_whole(self._kind, folder, self._dtype)
+
+    def _save(self, model: PreTrainedModel, folder: Path) -> None:
+        save_whole(model, folder)
+        if self._processor is not None:
+            self._processor.save_pretrained(folder)
+
+    def _check_model(self, trainer: Trainer, expected: PreTrainedModel, path: str, ignored: Any = ()) -> None:
+        if fault := find_difference(trained_model(trainer), expected, ignored):
+            raise MPrunerError(
+                f"make_trainer('{path}') returned a Trainer whose model is not the one of that folder: {fault}. {HOW}\n"
+                "Adapters (peft) and quantised weights are not supported here."
+            )
+
+    def _write(self, record: PruningRecord) -> None:
+        on_main(self.runtime, "writing the record", lambda: self.ledger.write(record))

@@ -1,0 +1,39 @@
+"""`prune_in_cycles` that is killed at any moment: called again, it ends as the run that nobody killed, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("killed_cycles.py")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forked")
+def test_killed_cycles_end_as_the_run_that_nobody_killed(tmp_path):
+    """Twenty runs of one to three kills: in trainings, in writes, beside each rename, in deletions."""
+    tests = Path(__file__).parents[1]
+    paths = [str(tests), str(tests.parent / "src")]
+    ended = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    whole, *lives = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert whole["rounds"] == [["rejected", [0], 1], ["accepted", [0, 2], 2], ["rejected", [0], 2]]
+    assert whole["trainings"] == 3
+    assert len(lives) == 20
+    for life in lives:
+        assert all(life["killed"]), life
+        for fact in ("weights", "rounds", "files"):
+            assert life[fact] == whole[fact], life
+    # what had a verdict is not trained again
+    trained = {" + ".join(life["kills"]): life["trainings"] for life in lives}
+    assert trained["training of round 2"] == trained["model after its rename"] == 2
+    assert trained["deletion of the older model"] == trained["training of round 3"] == 1
+    assert trained["last name after"] == trained["report"] == 0
