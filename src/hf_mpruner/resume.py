@@ -26,7 +26,7 @@ from .record import PruningRecord, Round
 from .rollback import Candidate, Rollback
 from .runtime import keep_rng_state
 from .similarity import SimilarityMatrix
-from .surgery import ModelEdit
+from .surgery import ModelEdit, mark_returned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -154,6 +154,7 @@ class Resumption:
             runtime.before_edit()
             self.edits.remove(edit)
             edit.undo()
+            mark_returned(model, rollback.checkpointed_every)
             rollback.restore_model(model)
             rollback.restore_optimizer(model, optimizer, scheduler, self.pending_training)
             if scaler is not None and rollback.scaler:

@@ -54,6 +54,7 @@ def write_rollback(file: Path, before: Mapping[str, Tensor], cut: PendingCut) ->
         "untouched": sorted(name for name, tensor in before.items() if id(tensor) in untouched),
         "flags": {names[id(param)]: flag for param, flag in training.flags},
         "scaler": training.scaler_state,
+        "checkpointed_every": cut.model_edit.checkpointed_every,
     }
     if cut.optimizer_edit is not None:
         states = {**cut.optimizer_edit.removed_state, **training.states}
@@ -76,6 +77,7 @@ class Rollback:
         flags (`dict[str, bool]`): `requires_grad` of the parameters.
         optimizer (`dict`, *optional*): names of each group's parameters, options, states by name.
         scaler (`dict`): state of the gradient scaler.
+        checkpointed_every (`int`): n if the activations of every n-th layer were checkpointed; else 0.
     """
 
     tensors: dict[str, Tensor]
@@ -83,6 +85,7 @@ class Rollback:
     flags: dict[str, bool]
     optimizer: dict[str, Any] | None
     scaler: dict[str, Any]
+    checkpointed_every: int = 0
 
     @classmethod
     def read(cls, file: Path) -> Rollback:
@@ -101,7 +104,8 @@ class Rollback:
                 "run cannot go on from this checkpoint. Resume from an older one."
             ) from error
         untouched = values.get("untouched", [])
-        return cls(values["tensors"], untouched, values["flags"], values.get("optimizer"), values["scaler"])
+        every = values.get("checkpointed_every", 0)
+        return cls(values["tensors"], untouched, values["flags"], values.get("optimizer"), values["scaler"], every)
 
     @torch.no_grad()
     def restore_model(self, model: nn.Module) -> None:

@@ -60,6 +60,25 @@ def test_with_callbacks_that_the_trainer_makes_anew(make_bert, tmp_path):
         assert ours.report.to_dict() == callback.report.to_dict()  # the script's own object knows all that happened
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_with_activation_checkpointing_also_of_layers_that_come_back(make_bert, tmp_path, every):
+    """No bit depends on it, but the memory does."""
+    setting = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": every}}
+
+    def marks(trainer):
+        layers = trainer.model.get_submodule(STACK)
+        return [(layer.gradient_checkpointing, "_gradient_checkpointing_func" in vars(layer)) for layer in layers]
+
+    setting["config"] = {"max_rounds": 1}
+    trainer, callback = live(make_bert, tmp_path / "whole", **setting)
+    whole = ended(trainer, callback, tmp_path / "whole")
+    assert [verdict for verdict, *_ in whole.verdicts] == ["rejected"]
+    assert marks(trainer) == [(n % every == 0, True) for n in range(4)]
+    for step in (4, 6):
+        resumed, _ = assert_resumes(make_bert, whole, tmp_path / str(step), step, **setting)
+        assert marks(resumed) == marks(trainer)
+
+
 # -- best models, early stopping, deleted checkpoints -----------------------------------------------------------------
 
 NOISE = [0.0, 0.02, 0.01, 0.03, -0.01]

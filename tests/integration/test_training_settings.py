@@ -31,6 +31,7 @@ SETTINGS = {
     },
     "bf16": {"optim": "adamw_torch", "bf16": True},
     "checkpointing": {CHECKPOINTING: True},
+    "checkpointing_every_second": {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"every_n_layers": 2}},
     "compile_eager": {"torch_compile": True, "torch_compile_backend": "eager"},
     "compile_aot_eager": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
 }

@@ -15,6 +15,7 @@ from hf_mpruner.architectures.adapters import without_adapters
 from hf_mpruner.architectures.rules import POSITION_ATTRIBUTES, STOCHASTIC_DEPTH
 from hf_mpruner.architectures.size import remaining_parameters
 from hf_mpruner.surgery.adapters import check_places, prepare_adapters
+from hf_mpruner.surgery.checkpointing import checkpointed_every, prepare_marks
 from hf_mpruner.surgery.steps import (
     Rewire,
     Step,
@@ -50,6 +51,7 @@ class ModelEdit:
         removed_parameters (`list[nn.Parameter]`): the parameters that leave the model, each once.
         num_removed_parameters (`int`): how many scalars leave the model, the removed layers' room in others included.
         trimmed_parameters (`dict[nn.Parameter, TensorSlice]`): parameters that lose the removed layers' room.
+        checkpointed_every (`int`): of the uncut model: n if the activations of every n-th layer are checkpointed; else 0.
 
     Raises:
         PlanMismatchError: `kept` names an unknown stack or no valid selection of its layers.
@@ -82,6 +84,8 @@ class ModelEdit:
             self._prepare_blocks(model, self.proof.cuts.keys() & kept.keys())
             self._prepare_values(model)
         self._steps += prepare_adapters(model, found, kept, self.proof)
+        self.checkpointed_every = checkpointed_every(model)
+        self._steps += prepare_marks(model, self._removed)
         self._leaving = self._find_leaving(model)
         room = (p.numel() // t.cut.depth * (t.cut.depth - len(t.cut.kept)) for p, t in self.trimmed_parameters.items())
         self.num_removed_parameters = sum(p.numel() for p in self.removed_parameters) + sum(room)
