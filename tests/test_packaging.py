@@ -17,7 +17,7 @@ SETUP = configparser.RawConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 # Where the name to import is not the name to install.
 INSTALLED_AS = {"PIL": "pillow"}
-USER_EXTRAS = ("plots", "vision", "peft", "evaluate")
+USER_EXTRAS = ("plots", "vision", "peft", "evaluate", "trainers")
 
 
 def read_requirements(section: str, key: str) -> dict[str, str]:
@@ -64,7 +64,7 @@ def test_every_hook_is_pinned() -> None:
 
 def test_readme_lists_what_is_declared() -> None:
     rows = re.findall(
-        r"^\| (\w+)(?: \(extra `\w+`\))? \| ([<>=][^|]*) \|", (ROOT / "README.md").read_text(), re.MULTILINE
+        r"^\| ([\w-]+)(?: \(extra `\w+`\))? \| ([<>=][^|]*) \|", (ROOT / "README.md").read_text(), re.MULTILINE
     )
     declared = {"python": SETUP["options"]["python_requires"], **read_requirements("options", "install_requires")}
     for extra in USER_EXTRAS:

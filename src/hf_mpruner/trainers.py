@@ -22,6 +22,9 @@ _BOOKS = ("_metrics", "accum_loss_components")
 # What a batch without padding says of its sequences, for kernels that take them apart themselves.
 _BORDERS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
+# What sentence-transformers puts into a batch beside its columns.
+_NO_COLUMNS = ("dataset_name", "prompt", "task", "return_loss")
+
 Batch = Mapping[str, Any]
 
 
@@ -76,34 +79,54 @@ def unflatten(batch: Batch) -> Batch:
 class FeatureBatches:
     """Batches of a sentence-transformers Trainer as the transformers model takes them: one for each column of texts.
 
+    A cross-encoder's batches hold texts, which its losses put together: the first column with each of the others.
+
     Args:
-        batches (`Iterable[Mapping]`): with columns such as `anchor_input_ids` and `positive_input_ids`.
+        batches (`Iterable[Mapping]`): with columns such as `anchor_input_ids` and `positive_input_ids`, or of texts.
         split (callable): the Trainer's `collect_features`.
+        encode (callable): the model's `preprocess`, for pairs of texts.
         names (`set[str]`): what the model's `forward` takes.
     """
 
-    def __init__(self, batches: Iterable[Batch], split: Callable[[Any], Any], names: set[str]) -> None:
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        split: Callable[[Any], Any],
+        encode: Callable[[list[Any]], Batch],
+        names: set[str],
+    ) -> None:
         """Remember what was given."""
-        self.batches, self.split, self.names = batches, split, names
+        self.batches, self.split, self.encode, self.names = batches, split, encode, names
 
     def __iter__(self) -> Iterator[Batch]:
         """Each batch's columns in turn; a batch without such columns is handed on as it is."""
         for batch in self.batches:
-            features = self.split(batch)[0] if isinstance(batch, Mapping) else []
-            for feature in features or [batch]:
-                if isinstance(feature, Mapping):
-                    feature = unflatten(feature)
-                    yield {name: value for name, value in feature.items() if name in self.names}
-                else:
-                    yield feature
+            for feature in self._features(batch):
+                yield {name: value for name, value in unflatten(feature).items() if name in self.names}
+
+    def _features(self, batch: Batch) -> Iterator[Batch]:
+        columns = self.split({name: value for name, value in batch.items() if name not in _NO_COLUMNS})[0]
+        if not columns or all(isinstance(column, Tensor) for column in columns):
+            yield batch
+        elif isinstance(columns[0], list):
+            first, *others = columns
+            for other in others:
+                sides = [(a, b) for a, many in zip(first, other, strict=True) for b in _listed(many)]
+                yield self.encode(sides)
+        else:
+            yield from columns
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def as_model_inputs(trainer: Trainer, batches: Iterable[Batch]) -> Iterable[Batch]:
     """Batches of a Trainer's collator as its transformers model takes them."""
-    split = getattr(trainer, "collect_features", None)
-    if split is None:
+    split, encode = getattr(trainer, "collect_features", None), getattr(trainer.model, "preprocess", None)
+    if split is None or encode is None:
         return batches
-    return FeatureBatches(batches, split, set(inspect.signature(trained_model(trainer).forward).parameters))
+    return FeatureBatches(batches, split, encode, set(inspect.signature(trained_model(trainer).forward).parameters))
 
 
 def evaluator_of(trainer: Trainer) -> Any:

@@ -48,6 +48,25 @@ def test_an_unknown_direction_must_be_given():
     assert choose_metric({"sparkle": 1.0}, greater_is_better=False) == Metric("sparkle", False)
 
 
+@pytest.mark.parametrize(
+    ("name", "greater"),
+    [
+        ("dev_spearman_cosine", True), ("pearson_manhattan", True), ("cosine_ndcg@10", True), ("dev_cosine_ap", True),
+        ("negative_mse", True), ("dev_negative_mse", True), ("neg_mean_squared_error", True), ("mse", False),
+        ("loss_max", False), ("wer@2", False),
+    ],
+)  # fmt: skip
+def test_directions_of_the_names_that_sentence_transformers_and_sklearn_use(name, greater):
+    assert choose_metric({name: 0.5}) == Metric(name, greater)
+
+
+def test_the_direction_of_a_name_that_the_trainer_knows_too():
+    metrics = {"sparkle": 0.5, "accuracy": 0.5}
+    assert choose_metric(metrics, "sparkle", fallback_name="sparkle", fallback_greater_is_better=False) == Metric(
+        "sparkle", False
+    )
+
+
 @pytest.mark.parametrize(("greater", "drop"), [(True, 0.25), (False, -0.25)])
 def test_the_drop_is_in_the_metrics_own_unit(greater, drop):
     assert Metric("m", greater).drop(1.0, 0.75) == pytest.approx(drop)
