@@ -100,3 +100,24 @@ def reload(folder, kind=None):
 
 def reload_by_hand(folder, kind=AutoModelForSequenceClassification):
     return peft.PeftModel.from_pretrained(kind.from_pretrained(folder / "pruned_base"), folder)
+
+
+def make_tokenizer():
+    """Words `w0` to `w95`, split at spaces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(96))]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def make_sentence_transformer(folder):
+    """A tiny BERT with mean pooling, by way of a folder."""
+    from sentence_transformers import SentenceTransformer
+
+    make_base().bert.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return SentenceTransformer(str(folder), device="cpu")

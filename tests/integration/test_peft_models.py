@@ -9,10 +9,25 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hf_mpruner import LayerPruningCallback, errors
+from hf_mpruner import LayerPruningCallback, PruningConfig, errors
 from hf_mpruner.checkpoint import ROLLBACK_NAME
 from hf_mpruner.record import PruningRecord
-from peft_kit import KINDS, QUERY, all_of, logits, lora, make_base, peft, reload, reload_by_hand, wrap
+from peft_kit import (
+    IDS,
+    KINDS,
+    QUERY,
+    all_of,
+    logits,
+    lora,
+    make_base,
+    make_llama,
+    make_sentence_transformer,
+    make_tokenizer,
+    peft,
+    reload,
+    reload_by_hand,
+    wrap,
+)  # fmt: skip
 from trainer_kit import STACK, Scripted, Spy, add, assert_same, build_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads what transformers deprecates
@@ -249,3 +264,67 @@ def test_refused_kinds(tmp_path, config, reason):
     with pytest.raises(errors.UnsupportedArchitectureError, match=reason):
         trainer.train()
     assert torch.equal(logits(model), before)
+
+
+# Trainers of other libraries
+
+
+def rounds_of(trainer):
+    callback = LayerPruningCallback(
+        trainer,
+        PruningConfig(threshold=0.0, metric="loss", max_metric_drop=10.0, calibration_samples=16, protect=["3"]),
+    )
+    trainer.add_callback(callback)
+    trainer.train()
+    return [(round_.verdict, list(round_.kept.values())) for round_ in callback.record.rounds]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trl_puts_the_adapters_on(tmp_path, checkpointing):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    rows = [{"input_ids": [1, *(2 + (i * 7 + j * 3) % 90 for j in range(8))]} for i in range(24)]
+    settings = trl.SFTConfig(
+        str(tmp_path / "out"), num_train_epochs=2, per_device_train_batch_size=8, report_to="none", use_cpu=True,
+        save_strategy="no", bf16=False, gradient_checkpointing=checkpointing, disable_tqdm=True, eos_token="</s>",
+    )  # fmt: skip
+    config = lora(task_type="CAUSAL_LM", layers_to_transform=[0, 3])
+    data = datasets.Dataset.from_list(rows)
+    trainer = trl.SFTTrainer(
+        make_llama(), settings, train_dataset=data, eval_dataset=data, processing_class=make_tokenizer(),
+        peft_config=config,
+    )  # fmt: skip
+    assert rounds_of(trainer) == [("accepted", [[0, 3]])]
+    trainer.save_model(str(tmp_path / "final"))
+    assert trainer.model.peft_config["default"].layers_to_transform == [0, 1]
+    loaded = reload(tmp_path / "final", peft.AutoPeftModelForCausalLM)
+    assert torch.equal(logits(loaded, input_ids=IDS), logits(trainer.model, input_ids=IDS))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_sentence_transformer_saves_the_base_in_its_folder(tmp_path, wrapped):
+    library = pytest.importorskip("sentence_transformers")
+    losses = pytest.importorskip("sentence_transformers.losses")
+    datasets = pytest.importorskip("datasets")
+    model = make_sentence_transformer(tmp_path / "base")
+    config = lora(task_type="FEATURE_EXTRACTION", layers_to_transform=[0, 3])
+    if wrapped:
+        model[0].model = wrap(model[0].model, config)
+    else:
+        model.add_adapter(config)
+    data = datasets.Dataset.from_list(
+        [{"a": f"w{i} w{i + 1} w3", "b": f"w{i + 2} w5", "score": float(i % 2)} for i in range(24)]
+    )
+    settings = library.SentenceTransformerTrainingArguments(
+        str(tmp_path / "out"), num_train_epochs=2, per_device_train_batch_size=8, report_to="none", use_cpu=True,
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = library.SentenceTransformerTrainer(
+        model, settings, train_dataset=data, eval_dataset=data, loss=losses.CosineSimilarityLoss(model)
+    )
+    assert rounds_of(trainer) == [("accepted", [[0, 3]])]
+    model.save(str(tmp_path / "final"))
+    assert (tmp_path / "final" / "pruned_base" / "config.json").is_file()
+    loaded = library.SentenceTransformer(str(tmp_path / "final"), device="cpu")
+    texts = ["w1 w2", "w7 w8 w9"]
+    assert (loaded.encode(texts) == model.encode(texts)).all()

@@ -174,6 +174,19 @@ def refused(trainer: Any, found: str, reason: str) -> None:
         detect_runtime(trainer)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads what transformers deprecates
+@pytest.mark.usefixtures("process_group")
+def test_fsdp2_with_adapters_is_refused(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
+    peft = pytest.importorskip("peft")
+    trainer, _ = make_trainer()
+    model = peft.get_peft_model(trainer.model, peft.LoraConfig(task_type="SEQ_CLS"))
+    mesh = distributed.init_device_mesh("cpu", (1,))
+    for layer in trainer.model.bert.encoder.layer:
+        fully_shard(layer, mesh=mesh)
+    trainer.model = trainer.model_wrapped = model
+    refused(trainer, "FSDP2 with PEFT adapters", "Train with DDP")
+
+
 @pytest.mark.usefixtures("process_group")
 def test_fsdp2_with_layers_that_are_no_units_is_refused(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
     trainer, _ = make_trainer()

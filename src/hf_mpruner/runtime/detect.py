@@ -65,6 +65,12 @@ def _fsdp_idle(trainer: Any) -> str:
     return "" if plugin is None or _has_units(trainer.model) else "FSDP2 that sharded nothing"
 
 
+def _sharded_adapters(trainer: Any) -> str:
+    from hf_mpruner.architectures.adapters import adapted_modules
+
+    return "FSDP2 with PEFT adapters" if _has_units(trainer.model) and adapted_modules(trainer.model) else ""
+
+
 def _fsdp_units(trainer: Any) -> str:
     if not _has_units(trainer.model):
         return ""
@@ -147,6 +153,11 @@ _OBSTACLES: tuple[tuple[Callable[[Any], str], str, str], ...] = (
         _fsdp_idle,
         "the plugin is on, but accelerate left the model whole",
         "Leave out fsdp=..., or train on devices that FSDP2 supports. Nothing was changed.",
+    ),
+    (
+        _sharded_adapters,
+        "the base that adapters are saved with would have to be gathered, which was not tested",
+        "Train with DDP (torchrun without fsdp=...), where only the adapters are sent around. Nothing was changed.",
     ),
     (
         _fsdp_units,
