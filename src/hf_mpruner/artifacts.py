@@ -130,9 +130,16 @@ def write_artifacts(
         `pruning_config.json`, `report.json`, `similarity_round_{n}_{stack}.png` and `README.md`.
 
     Raises:
-        MPrunerError: if the saved model is not the live one; nothing is left behind.
+        MPrunerError: if the saved model is not the live one, or it carries adapters; nothing is left behind.
         ValueError, FileExistsError, PermissionError: see `check_output_dir`.
     """
+    from .architectures.adapters import adapter_configs
+
+    if adapter_configs(model):
+        raise MPrunerError(
+            f"{type(model).__name__} carries PEFT adapters, which are saved with the path of their base: call "
+            "model.save_pretrained(folder) instead, or write the merged model, model.merge_and_unload(). Nothing was written."
+        )
     folder = check_output_dir(output_dir, source=source, overwrite=overwrite)
     with new_folder(folder) as draft, _no_bars(), keep_rng_state():
         model.save_pretrained(draft)

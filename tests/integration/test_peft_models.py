@@ -23,6 +23,7 @@ from peft_kit import (
     make_llama,
     make_sentence_transformer,
     make_tokenizer,
+    needs_peft,
     peft,
     reload,
     reload_by_hand,
@@ -210,6 +211,7 @@ def test_the_best_model_is_one_of_the_same_depth(tmp_path):
     assert torch.equal(logits(best), logits(trainer.model))
 
 
+@needs_peft("0.20")
 def test_add_adapter_of_transformers(tmp_path):
     base = make_base()
     torch.manual_seed(1)
@@ -301,6 +303,7 @@ def test_trl_puts_the_adapters_on(tmp_path, checkpointing):
     assert torch.equal(logits(loaded, input_ids=IDS), logits(trainer.model, input_ids=IDS))
 
 
+@needs_peft("0.20")
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_sentence_transformer_saves_the_base_in_its_folder(tmp_path, wrapped):
     library = pytest.importorskip("sentence_transformers")

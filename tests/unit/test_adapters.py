@@ -19,6 +19,8 @@ from transformers import (
 from hf_mpruner import PruningConfig, PruningPlan, apply_plan_, find_block_stacks, prune_
 from hf_mpruner.architectures import examine
 from hf_mpruner.architectures.adapters import adapted_modules, without_adapters
+from hf_mpruner.artifacts import write_artifacts
+from hf_mpruner.cli.models import load_config
 from hf_mpruner.errors import MPrunerError, UnsupportedArchitectureError
 from hf_mpruner.snapshot import Snapshot
 from hf_mpruner.surgery import ModelEdit
@@ -31,6 +33,7 @@ from peft_kit import (
     make_base,
     make_llama,
     make_t5,
+    needs_peft,
     peft,
     reload,
     reload_by_hand,
@@ -147,6 +150,7 @@ def test_embeddings_and_head_with_adapters(tmp_path):
     check(wrap(make_llama(), config), {LLAMA: [0, 3]}, tmp_path, base=AutoModelForCausalLM, input_ids=IDS)
 
 
+@needs_peft("0.21")
 def test_both_stacks_of_an_encoder_decoder(tmp_path):
     inputs = {"input_ids": IDS, "decoder_input_ids": IDS}
     config = lora(task_type="SEQ_2_SEQ_LM", target_modules=["q", "v"], layers_to_transform=[1, 2])
@@ -165,6 +169,7 @@ def test_both_stacks_of_an_encoder_decoder(tmp_path):
     )
 
 
+@needs_peft("0.20")
 def test_adapters_on_parameters_of_experts(tmp_path):
     torch.manual_seed(0)
     base = MixtralForCausalLM(MixtralConfig(
@@ -321,6 +326,19 @@ def test_verified_on_inputs():
 # what is refused, which changes nothing
 
 
+def test_an_output_folder_of_the_command_line_holds_no_adapters(tmp_path):
+    model = wrap(make_base(), lora())
+    report = prune_(
+        model, PruningConfig(threshold=0.0, protect=["0", "3"], estimator="biased"), calibration=[{"input_ids": IDS}]
+    )
+    with pytest.raises(MPrunerError, match=r"carries PEFT adapters.*model\.save_pretrained\(folder\) instead"):
+        write_artifacts(tmp_path / "out", model=model, report=report, config=PruningConfig())
+    assert not list(tmp_path.iterdir())
+    model.save_pretrained(tmp_path / "adapters")
+    with pytest.raises(FileNotFoundError, match=r"no config\.json\. It holds adapters: merge them"):
+        load_config(str(tmp_path / "adapters"))
+
+
 def refused(model, kept, match):
     settings, names = settings_of(model), list(model.state_dict())
     with pytest.raises(UnsupportedArchitectureError, match=match):
@@ -340,6 +358,7 @@ def test_a_copy_that_knows_its_layer_is_not_renumbered():
     refused(wrap(make_llama(), config), {LLAMA: [0, 3]}, r"Module 'model\.layers\.3\.self_attn' would change")
 
 
+@needs_peft("0.21")
 def test_relative_positions_with_an_adapter_are_not_moved():
     config = lora(task_type="SEQ_2_SEQ_LM", target_modules=["q", "relative_attention_bias"])
     refused(wrap(make_t5(), config), {"encoder.block": [1, 2]}, r"relative_attention_bias' would change")
@@ -365,6 +384,7 @@ def test_a_mixed_model_is_refused():
         find_block_stacks(peft.get_peft_model(make_base(), config, mixed=True))
 
 
+@needs_peft("0.20")
 def test_a_kind_inside_a_model_of_transformers_is_refused_too():
     base = make_base()
     base.add_adapter(peft.OFTConfig(target_modules=["query"], oft_block_size=4))

@@ -71,7 +71,12 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
     """
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"No model at '{name}': the folder holds no config.json.")
+        merge = (
+            " It holds adapters: merge them into their base first (model.merge_and_unload().save_pretrained(...)), or prune "
+            "with hf_mpruner.prune_ or LayerPruningCallback."
+        )
+        adapters = (path / "adapter_config.json").is_file()
+        raise FileNotFoundError(f"No model at '{name}': the folder holds no config.json.{merge if adapters else ''}")
     if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2):
         raise FileNotFoundError(f"No model at '{name}': there is no such folder.")
     try:
