@@ -38,6 +38,7 @@ class DistilledLoss:
     ) -> None:
         """Pair the layers."""
         self._asked: bool | None = None
+        self._apart = _trl_class(trainer) == "SFTTrainer"
         self.trainer, self.config, self.teacher = trainer, config, teacher
         student = trained_model(trainer)
         self._student: dict[str, nn.Module] = {}
@@ -61,14 +62,19 @@ class DistilledLoss:
         if not model.training:  # an evaluation judges by the task's own loss
             return original(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs)
         batch = dict(inputs)  # the Trainer takes labels out of its own
+        if self._apart:
+            batch["use_cache"] = False  # as trl does: with a cache, sequences packed into one row would see each other
         with ExitStack() as stack:
             mine = stack.enter_context(recorded(self._student))
-            loss, outputs = original(model, inputs, True, num_items_in_batch=num_items_in_batch, **kwargs)
+            answer = original(model, inputs, not self._apart, num_items_in_batch=num_items_in_batch, **kwargs)
+        loss, outputs = (answer, None) if self._apart else answer
         with ExitStack() as stack, torch.no_grad():
             its = stack.enter_context(recorded(self._teacher))
             lesson = self.teacher(**as_inputs(self._without_labels(batch), self.teacher))
         config, total = self.config, loss
         if config.distillation_weight > 0:
+            if self._apart:
+                outputs = model(**self._without_labels(batch))
             term = self._from_logits(outputs, lesson, batch, num_items_in_batch)
             total = (1 - config.distillation_weight) * loss + config.distillation_weight * term
         if config.distillation_hidden_weight > 0:
@@ -165,6 +171,10 @@ def check_distillation(trainer: Trainer, config: PruningConfig, runtime: Runtime
             trained_model(trainer) is not whole,
             f"{type(whole).__name__}, whose loss is not one of logits: leave the distillation weights at 0",
         ),
+        (
+            _trl_class(trainer) not in ("", "SFTTrainer"),
+            f"{type(trainer).__name__} of trl, whose loss is not one of logits: leave the distillation weights at 0",
+        ),
         (hidden and args.torch_compile, "torch_compile and distillation_hidden_weight: pass one of the two"),
         (
             hidden and bool((kwargs or {}).get("use_reentrant")),
@@ -174,6 +184,15 @@ def check_distillation(trainer: Trainer, config: PruningConfig, runtime: Runtime
     ):
         if wrong:
             raise UnsupportedBackendError(f"Distillation does not go with {text}. Nothing was changed.")
+
+
+def _trl_class(trainer: Trainer) -> str:
+    """The trainer of trl whose loss this is, by name; empty for any other.
+
+    `SFTTrainer` computes its loss without logits. Those that it returns beside it carry no gradient.
+    """
+    kinds = [kind for kind in type(trainer).__mro__ if kind.__module__.partition(".")[0] == "trl"]
+    return next((kind.__name__ for kind in kinds if "compute_loss" in vars(kind)), "")
 
 
 def _logits(outputs: Any) -> dict[str, Tensor]:

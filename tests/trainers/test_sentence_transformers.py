@@ -446,6 +446,10 @@ def test_what_cannot_judge_is_said_before_training(bert, tmp_path):
     model = make_model(bert)
     train_and_expect(ValueError, "The Trainer has no eval_dataset, so no pruned model", model, tmp_path)
     train_and_expect(
+        errors.UnsupportedBackendError, "Distillation does not go with SentenceTransformer, whose loss",
+        model, tmp_path, Scripted(), {"distillation_weight": 0.5},
+    )  # fmt: skip
+    train_and_expect(
         ValueError, r"metric='loss'\) needs an eval_dataset to compute a loss on",
         model, tmp_path, Scripted(), {"metric": "loss"},
     )  # fmt: skip

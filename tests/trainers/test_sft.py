@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_mpruner import LayerPruningCallback, PruningConfig
+from hf_mpruner.distil import DistilledLoss
 from hf_mpruner.trainers import unflatten
 from resume_kit import copy_checkpoints
 from text_kit import lines, make_tokenizer
@@ -139,6 +140,38 @@ def test_adapters_that_trl_puts_in(tokenizer, tmp_path, loss, verdict):
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, trainer.model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_teacher_teaches_though_trl_computes_its_loss_without_logits(tokenizer, tmp_path, packing):
+    trainer = build(tokenizer, tmp_path, packing=packing, max_length=32, bf16=False)
+    model, trainer.current_gradient_accumulation_steps = trainer.model.train(), 1
+    teacher = LlamaForCausalLM(
+        model.config
+    ).eval()  # no deepcopy: trl's forward is bound to the model that it was put on
+    teacher.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        teacher.lm_head.weight.mul_(3.0)
+    config = PruningConfig(distillation_weight=1.0, distillation_temperature=1.0, distillation_hidden_weight=0.5)
+    rows = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    counts = rows["labels"][:, 1:] != -100
+    distilled = DistilledLoss(trainer, config, teacher, {STACK: [0, 1, 2, 3]})
+    loss = distilled(trainer.compute_loss, model, dict(rows), num_items_in_batch=counts.sum())
+
+    inputs = {name: value for name, value in rows.items() if name in ("input_ids", "attention_mask", "position_ids")}
+    mine, its = (one(**inputs, use_cache=False).logits[:, :-1].log_softmax(-1) for one in (model, teacher))
+    expected = (its.exp() * (its - mine)).sum(-1)[counts].mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)  # equal hidden states add nothing
+    loss.backward()
+    assert all(param.grad is not None and param.grad.any() for param in model.parameters())
+
+
+def test_a_cut_recovers_with_its_teacher(tokenizer, tmp_path):
+    trainer = build(tokenizer, tmp_path / "run", num_train_epochs=2)
+    callback = add(trainer, metric="loss", distillation_weight=0.5, distillation_hidden_weight=0.1)
+    trainer.train()
+    assert callback.record.rounds[0].verdict == "accepted"
+    assert_loads_the_same(trainer, tmp_path / "saved")
 
 
 def test_what_trl_gathers_between_two_logs_is_its_own(tokenizer, tmp_path):
