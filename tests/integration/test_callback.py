@@ -105,6 +105,18 @@ def test_a_drop_of_exactly_the_allowed_size_is_accepted(make_trainer):
     assert callback.record.rounds[0].verdict == "accepted"
 
 
+def test_noise_on_the_embeddings_is_seen_by_training_alone(make_trainer):
+    """NEFTune is a hook that adds noise in training mode: to no similarity and to no evaluation of ours."""
+
+    def first_round(**arguments):
+        trainer = make_trainer(compute_metrics=None, num_train_epochs=1, **arguments)
+        callback = add(trainer, metric="loss", max_metric_drop=0.0, recovery_epochs=0, max_rounds=1)
+        trainer.train()
+        return callback.record.rounds[0].similarity, callback.record.baseline.metric, callback.record.rounds[0].drop
+
+    assert first_round(neftune_noise_alpha=50.0) == first_round()
+
+
 def test_a_metric_that_is_not_a_number_rejects_and_says_so(make_trainer):
     trainer = make_trainer(compute_metrics=Scripted(0.9, float("nan")), num_train_epochs=1)
     callback = add(trainer)

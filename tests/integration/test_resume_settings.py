@@ -79,6 +79,36 @@ def test_with_activation_checkpointing_also_of_layers_that_come_back(make_bert, 
         assert marks(resumed) == marks(trainer)
 
 
+def test_with_a_compiled_model(make_bert, tmp_path):
+    setting = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    whole = lived(make_bert, tmp_path / "whole", **setting)
+    for step in (4, 8):
+        assert_resumes(make_bert, whole, tmp_path / str(step), step, **setting)
+
+
+@pytest.mark.parametrize("verify", ["structure", "full"])
+def test_with_noise_on_the_embeddings(make_bert, tmp_path, verify):
+    """NEFTune's noise is for training only: neither similarities nor evaluations see it, and none of it is used up."""
+    setting = {"neftune_noise_alpha": 5.0, "config": {"verify": verify}}
+    whole = lived(make_bert, tmp_path / "whole", **setting)
+    plain = lived(make_bert, tmp_path / "plain", config={"verify": verify})
+    assert whole.verdicts == plain.verdicts
+    weights, noisy = plain.everything[0], whole.everything[0]
+    assert any(not torch.equal(weights[name], noisy[name]) for name in weights)
+    for step in (4, 8):
+        assert_resumes(make_bert, whole, tmp_path / str(step), step, **setting)
+
+
+def test_automatic_batch_sizes_are_refused_before_another_step(make_bert, tmp_path):
+    whole = lived(make_bert, tmp_path / "whole")
+    trainer, callback = begin(make_bert, tmp_path / "out", auto_find_batch_size=True)
+    with pytest.raises(errors.UnsupportedBackendError, match="auto_find_batch_size=True restarts the training"):
+        trainer.train(resume_from_checkpoint=str(whole.folder / "checkpoint-8"))
+    assert trainer.state.global_step == 8
+    assert len(trainer.model.get_submodule(STACK)) == trainer.model.config.num_hidden_layers == 4
+    assert callback.engine is None
+
+
 # -- best models, early stopping, deleted checkpoints -----------------------------------------------------------------
 
 NOISE = [0.0, 0.02, 0.01, 0.03, -0.01]
