@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerCallback, trainer_jit_checkpoint
 from transformers import trainer as transformers_trainer
 
-from hf_mpruner import LayerPruningCallback, seal
+from hf_mpruner import LayerPruningCallback, errors, seal
 from hf_mpruner.checkpoint import ROLLBACK_NAME, inspect_checkpoint
 from hf_mpruner.rollback import Rollback, write_rollback
 from resume_kit import (
