@@ -265,6 +265,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
             if over or self._recovered_epochs >= self.config.recovery_epochs:
                 self._decide(state)
                 self._recovery().make_up_for_save(control)
+        self._recovery().put_off_save(control)
         if self.config.stop_when_done and not engine.pending and engine.record.baseline is not None:
             steps_left = state.max_steps - state.global_step
             if steps_left < self.config.recovery_epochs * steps_per_epoch(kwargs["train_dataloader"], args):

@@ -164,7 +164,7 @@ class Retraining:
         self._rate.after_step()
 
     def put_off_save(self, control: TrainerControl) -> None:
-        """For `on_step_end`: while adapters are on the model, a save waits for the verdict.
+        """For the end of a step or an epoch: while adapters are on the model, a save waits for the verdict.
 
         What the Trainer would write has PEFT's names, of which `from_pretrained` would skip the weights in silence.
         """

@@ -141,6 +141,13 @@ def test_saves_wait_for_the_verdict_and_load_anywhere(tmp_path, caplog):
     assert all(torch.equal(tensor, last[name]) for name, tensor in trainer.model.state_dict().items())
 
 
+def test_a_recovery_of_two_epochs_is_saved_after_its_second(tmp_path):
+    trainer = build_trainer(bert(), tmp_path, Scripted(0.9, 0.9), save_strategy="epoch", num_train_epochs=3)
+    add(trainer, recovery="lora", recovery_epochs=2, max_rounds=1)
+    trainer.train()
+    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-9"]
+
+
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
     def run(values, checkpoint=None):
         saving = {"save_strategy": "epoch", "num_train_epochs": 3}
