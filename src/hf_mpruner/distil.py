@@ -150,7 +150,10 @@ class DistilledLoss:
             inputs = as_inputs(batch, self.teacher)
             with torch.no_grad():
                 once, twice = (self.teacher(**inputs, num_items_in_batch=number * num_items) for number in (1, 2))
-            self._asked = not torch.equal(once["loss"], twice["loss"])
+            if once.get("loss") is None:  # a Trainer that computes the loss itself says it, or takes a mean
+                self._asked = bool(getattr(trainer, "loss_is_scaled_for_ga", False))
+            else:
+                self._asked = not torch.equal(once["loss"], twice["loss"])
         return self._asked
 
 
@@ -169,7 +172,8 @@ def check_distillation(trainer: Trainer, config: PruningConfig, runtime: Runtime
         (runtime.name == "FSDP2", "FSDP2, where no process holds the model that would teach: train with DDP"),
         (
             trained_model(trainer) is not whole,
-            f"{type(whole).__name__}, whose loss is not one of logits: leave the distillation weights at 0",
+            f"{type(whole).__name__}, whose outputs are not those of a transformers model alone: leave the distillation "
+            "weights at 0",
         ),
         (
             _trl_class(trainer) not in ("", "SFTTrainer"),

@@ -316,6 +316,30 @@ def test_a_full_disk_leaves_the_training_as_it_was(tmp_path, monkeypatch):
     assert all(torch.equal(tensor, start[name]) for name, tensor in trainer.model.state_dict().items())
 
 
+class Lossless(BertForSequenceClassification):
+    """A model that leaves the loss to others."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        return SequenceClassifierOutput(logits=super().forward(input_ids, attention_mask).logits)
+
+
+def test_a_trainer_with_a_loss_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    trainer = build_trainer(Lossless(bert().config), tmp_path, Scripted(0.9, 0.9), num_train_epochs=1)
+
+    def compute_loss(model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = cross_entropy(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
+
+    trainer.compute_loss = compute_loss
+    callback = add(trainer, distillation_weight=0.5, max_rounds=1)
+    trainer.train()
+    assert callback.record.rounds[0].verdict == "accepted"
+    assert trainer.compute_loss is compute_loss
+
+
 class Silent(BertForSequenceClassification):
     """A model whose outputs hold no logits."""
 
