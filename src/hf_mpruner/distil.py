@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .architectures.adapters import adapted_modules
 from .config import PruningConfig
 from .errors import MPrunerError, UnsupportedBackendError
 from .features.rows import padding_mask
@@ -169,6 +170,10 @@ def check_distillation(trainer: Trainer, config: PruningConfig, runtime: Runtime
         args, "gradient_checkpointing_kwargs", None
     )
     for wrong, text in (
+        (
+            bool(adapted_modules(cast(nn.Module, whole))),
+            "adapters of PEFT, since the teacher is saved as a plain model: leave the distillation weights at 0",
+        ),
         (runtime.name == "FSDP2", "FSDP2, where no process holds the model that would teach: train with DDP"),
         (
             trained_model(trainer) is not whole,

@@ -75,10 +75,11 @@ class DepthGuard:
             self._withdraw()
             self._check(module, state_dict, prefix)
             return
-        path, numbers = next((path, found) for path, found in coming.items())
+        here = saved_blocks(module, self.paths)[0]
+        path = next(path for path in self.paths if coming[path] != here[path])
         raise MPrunerError(
-            f"The adapter weights being loaded are for blocks {sorted(numbers)} of '{path}', but the model has "
-            f"{_depth(module, path)} blocks there and adapters in {sorted(saved_blocks(module, self.paths)[0][path])}: they "
+            f"The adapter weights being loaded are for blocks {sorted(coming[path])} of '{path}', but the model has "
+            f"{_depth(module, path)} blocks there and adapters in {sorted(here[path])}: they "
             "belong to a model of another depth. Load that folder with peft's from_pretrained instead, or resume with "
             "trainer.train(resume_from_checkpoint=...), which cuts the model first. Nothing was loaded."
         )

@@ -6,11 +6,13 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
+from .architectures.adapters import adapted_modules
 from .config import PruningConfig
 from .distil import DistilledLoss, check_distillation
 from .errors import MPrunerError, UnsupportedBackendError
@@ -205,7 +207,7 @@ class Retraining:
 def _check_lora(trainer: Trainer, runtime: Runtime) -> None:
     if importlib.util.find_spec("peft") is None:
         raise MPrunerError("recovery='lora' needs PEFT: pip install 'hf_mpruner[peft]'. Nothing was changed.")
-    if hasattr(trainer.model, "peft_config"):
+    if adapted_modules(cast(nn.Module, trainer.model)):
         raise MPrunerError(
             f"recovery='lora' puts adapters on the model and merges them, but {type(trainer.model).__name__} carries some "
             "already, which train during recovery anyway: pass recovery='full'. Nothing was changed."

@@ -198,6 +198,56 @@ def test_adapters_of_another_depth_are_not_loaded(whole_run, tmp_path):
     assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
 
 
+def test_a_pending_cut_is_withdrawn_for_the_adapters_before_it(whole_run, tmp_path):
+    loaded = []
+
+    def load():
+        if callback.engine.pending and not loaded:
+            trainer.model.load_adapter(str(whole_run[0] / "checkpoint-2"), "default")
+            loaded.append(len(trainer.model.get_base_model().bert.encoder.layer))
+            trainer.control.should_training_stop = True
+
+    model = wrap(make_base(), lora(layers_to_transform=[0, 2, 3]))
+    trainer = build_trainer(model, tmp_path, compute_metrics=Scripted(0.9), num_train_epochs=2)
+    callback = add(trainer, start_epoch=0, recovery_epochs=2)
+    trainer.add_callback(Spy(on_step_end=load))
+    trainer.train()
+    assert loaded == [4]
+    assert [(r.verdict, r.reason[:31]) for r in callback.record.rounds] == [
+        ("rejected", "the weights before this cut are")
+    ]
+    assert model.peft_config["default"].layers_to_transform == [0, 2, 3]
+
+
+def test_only_what_is_beside_the_cut_recovers(tmp_path):
+    model = wrap(make_base(), lora())
+    trainer = build_trainer(model, tmp_path, compute_metrics=Scripted(0.9, 0.9), num_train_epochs=1)
+    callback = add(trainer, start_epoch=0, freeze_untouched=True, protect=["0", "1", "3"], max_rounds=1)
+    seen = []
+    before = {name for name, param in model.named_parameters() if param.requires_grad}
+    names = lambda: {name for name, param in model.named_parameters() if param.requires_grad}  # noqa: E731
+    trainer.add_callback(Spy(on_step_end=lambda: seen.append(names())))
+    trainer.train()
+    assert callback.record.kept == {STACK: [0, 1, 3]}
+    kinds = {name.split("layer.")[1][0] if "layer." in name else "head" for name in seen[0]}
+    assert kinds == {"1", "2", "head"}
+    assert names() == {name for name in before if "layer.3" not in name}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"recovery": "lora"}, "carries some already"),
+        ({"distillation_weight": 0.5}, "does not go with adapters of PEFT"),
+    ],
+)
+def test_recoveries_that_are_for_models_without_adapters(tmp_path, settings, error):
+    trainer = build_trainer(wrap(make_base(), lora()), tmp_path)
+    add(trainer, **settings)
+    with pytest.raises(errors.MPrunerError, match=error):
+        trainer.train()
+
+
 def test_the_best_model_is_one_of_the_same_depth(tmp_path):
     trainer, callback = run(
         tmp_path / "out", *[0.5, 0.9, 0.4, 0.1, 0.3, 0.5, 0.2, 0.5, 0.2], save_strategy="epoch", eval_strategy="epoch",

@@ -16,7 +16,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from hf_mpruner import PruningConfig, PruningPlan, apply_plan_, find_block_stacks, prune_
+from hf_mpruner import PruningConfig, PruningPlan, apply_plan_, find_block_stacks, measure_similarity, prune_
 from hf_mpruner.architectures import examine
 from hf_mpruner.architectures.adapters import adapted_modules, without_adapters
 from hf_mpruner.artifacts import write_artifacts
@@ -312,6 +312,23 @@ def test_prune_in_one_call(tmp_path):
     assert torch.equal(logits(reload(tmp_path)), logits(model))
 
 
+def test_measured_and_counted_through_the_wrapper():
+    model = wrap(make_base(), lora())
+    batches = [{"input_ids": IDS}]
+    (matrix,) = measure_similarity(model, batches, protocol="paper").values()
+    (other,) = measure_similarity(model.get_base_model(), batches, protocol="paper").values()
+    assert torch.equal(matrix.values, other.values)
+    preview = PruningPlan.from_kept({BERT: [0, 3]}, find_block_stacks(model)).preview(model)
+    assert preview.parameters_before == sum(param.numel() for param in model.parameters())
+    cut(model, {BERT: [0, 3]})
+    assert preview.parameters_after == sum(param.numel() for param in model.parameters())
+
+
+def test_half_precision(tmp_path):
+    model = wrap(make_base().bfloat16(), lora())
+    check(model, {BERT: [0, 3]}, tmp_path)
+
+
 def test_verified_on_inputs():
     model = wrap(make_base(), lora())
     inner = model.get_base_model()
@@ -376,6 +393,15 @@ def test_settings_under_which_nothing_can_be_cut(setting):
     config = lora(task_type="CAUSAL_LM", target_modules=["q_proj"], **setting)
     with pytest.raises(UnsupportedArchitectureError, match=f"Adapter 'default' has {next(iter(setting))}="):
         find_block_stacks(wrap(make_llama(), config))
+
+
+def test_quantized_bases_are_refused():
+    base = make_base()
+    base.hf_quantizer = object()
+    with pytest.raises(
+        UnsupportedArchitectureError, match=r"BertForSequenceClassification is quantized.*quantize the pr"
+    ):
+        find_block_stacks(wrap(base, lora()))
 
 
 def test_a_mixed_model_is_refused():

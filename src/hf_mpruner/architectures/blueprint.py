@@ -85,6 +85,11 @@ def make_blueprint(model: nn.Module) -> Blueprint:
 
 def _check_kind(model: nn.Module) -> PreTrainedModel:
     kind = type(model).__name__
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise UnsupportedArchitectureError(
+            f"{kind} is quantized: what is left after a cut was never compared with what would be loaded again. Load it "
+            "without quantization_config, prune it, and quantize the pruned model."
+        )
     if isinstance(model, PreTrainedModel) and isinstance(getattr(model, "config", None), PreTrainedConfig):
         return model
     inner = next((name for name in ("module", "_orig_mod") if hasattr(model, name)), None)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
+from .adapters import unwrap_adapters
 from .edits import ModuleMove, TensorSlice
 from .find import Examination, examine
 from .proof import prove_cut
@@ -35,7 +36,7 @@ def parameters_after(
     """What would be left of a model after a cut, without cutting it.
 
     Args:
-        model (`nn.Module`): left as it is; on any device.
+        model (`nn.Module`): left as it is; on any device. Adapters count.
         kept (`Mapping[str, Sequence[int]]`): by stack path, the layers that stay; other stacks stay whole.
         found (`Examination`, *optional*): what `examine(model)` gave, if at hand.
 
@@ -51,6 +52,7 @@ def parameters_after(
         >>> parameters_after(nn.ModuleDict({"layers": model}), {"layers": [0]})
         (12, 48)
     """
+    model = unwrap_adapters(model)
     depths = {path: len(model.get_submodule(path)._modules) for path in kept}
     cuts = {path: StackCut(depths[path], tuple(layers)) for path, layers in kept.items()}
     moves: Sequence[ModuleMove] = ()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from hf_mpruner.architectures.adapters import unwrap_adapters
 from hf_mpruner.architectures.stack import BlockStack
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features.recorder import StackRecorder
@@ -38,7 +39,7 @@ def measure_similarity(
     The model runs in eval mode without gradients and is left as it was: training flags, hooks, random state.
 
     Args:
-        model (`torch.nn.Module`): the model, not wrapped (no DDP, no compiled wrapper).
+        model (`torch.nn.Module`): the model, not wrapped (no DDP, no compiled wrapper), but for peft's wrapper.
         loader (`Iterable[Mapping]`): batches as the model's forward takes them, e.g. a `DataLoader` with a padding
             collator. Tensors are moved to the model's device, anything else is left out.
         stacks (`Sequence[BlockStack]`, *optional*): what to measure. Default: `find_block_stacks(model)`.
@@ -59,7 +60,7 @@ def measure_similarity(
         ValueError: if `stacks` is empty, `max_samples` below 1 or the protocol unknown.
         TypeError: if the loader yields something else than mappings.
     """
-    protocol = SimilarityProtocol.named(protocol)
+    model, protocol = unwrap_adapters(model), SimilarityProtocol.named(protocol)
     if max_samples is not None and max_samples < 1:
         raise ValueError(
             f"max_samples={max_samples} is below 1. Pass the number of examples to measure, or None for all."
