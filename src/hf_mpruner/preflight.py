@@ -10,7 +10,7 @@ from torch import nn
 from .config import PruningConfig
 from .errors import MPrunerError, UnsupportedBackendError
 from .record import RECORD_NAME, PruningRecord
-from .subject import check_surroundings, trained_model
+from .subject import check_surroundings, trained_model, trained_whole
 from .trainers import evaluator_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def check_trainer(
     Raises:
         ValueError: without an evaluation set, without anything to judge by, or with too few epochs for one round.
         UnsupportedArchitectureError: if something around the transformers model counts its layers.
-        UnsupportedBackendError: for `auto_find_batch_size`, or a checkpoint of a run that had cut the model.
+        UnsupportedBackendError: for `auto_find_batch_size`, a loss with weights in several processes, or a checkpoint of a run that had cut the model.
     """
     check_surroundings(cast(nn.Module, trainer.model), trained_model(trainer))
     check_judge(trainer, config)
@@ -83,6 +83,11 @@ def check_judge(trainer: Trainer, config: PruningConfig) -> None:
     Raises:
         ValueError: without an evaluation set, or without anything to judge by.
     """
+    if trainer.args.world_size > 1 and trained_whole(trainer) is not trainer.model:
+        raise UnsupportedBackendError(
+            "The loss has weights of its own, which DDP does not average over the processes: each would train another loss, "
+            "and none is saved. Train with one process, or with a loss without weights. Nothing was changed."
+        )
     evaluator = evaluator_of(trainer)
     if trainer.eval_dataset is None and evaluator is None:
         raise ValueError(

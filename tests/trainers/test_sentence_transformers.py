@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from hf_mpruner import LayerPruningCallback, PruningConfig, errors, find_block_stacks, measure_similarity
+from hf_mpruner import errors, find_block_stacks, measure_similarity
 from hf_mpruner.subject import find_pretrained, trained_whole
 from resume_kit import copy_checkpoints
 from text_kit import lines, make_tokenizer
@@ -19,11 +19,8 @@ sentence_transformers = pytest.importorskip("sentence_transformers", minversion=
 
 from sentence_transformers import (  # noqa: E402 - skipped without it
     SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
 )
-from sentence_transformers.base.evaluation import BaseEvaluator  # noqa: E402
-from sentence_transformers.base.modules import Dense, Router, Transformer  # noqa: E402
+from sentence_transformers.base.modules import Router, Transformer  # noqa: E402
 from sentence_transformers.cross_encoder import (  # noqa: E402
     CrossEncoder,
     CrossEncoderTrainer,
@@ -35,7 +32,6 @@ from sentence_transformers.sentence_transformer.losses import (  # noqa: E402
     AdaptiveLayerLoss,
     CoSENTLoss,
     MultipleNegativesRankingLoss,
-    SoftmaxLoss,
 )
 from sentence_transformers.sentence_transformer.modules import (  # noqa: E402
     Pooling,
@@ -50,7 +46,18 @@ from sentence_transformers.sparse_encoder import (  # noqa: E402
 from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss  # noqa: E402
 from sentence_transformers.sparse_encoder.modules import SpladePooling  # noqa: E402
 
-STACK = "encoder.layer"
+from sentence_kit import (  # noqa: E402
+    STACK,
+    Scripted,
+    add,
+    build,
+    labelled,
+    make_model,
+    pairs,
+    save_bert,
+    scored,
+    softmax,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,73 +66,8 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def bert(tokenizer, tmp_path_factory):
-    """A folder with a BERT of four layers, as a script would load it from the Hub."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "max_position_embeddings": 32}
-    BertModel(BertConfig(vocab_size=len(tokenizer), num_hidden_layers=4, **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def make_model(bert):
-    """Transformer, Pooling and a Dense layer that trains beside them."""
-    torch.manual_seed(0)
-    transformer = Transformer(bert)
-    return SentenceTransformer(modules=[transformer, Pooling(16), Dense(16, 8)], device="cpu")
-
-
-def pairs():
-    """The start of each line and its end belong together; 32 of 40."""
-    halves = [(line.split()[: len(line.split()) // 2], line.split()[len(line.split()) // 2 :]) for line in lines()]
-    return Dataset.from_list([{"anchor": " ".join(a), "positive": " ".join(b)} for a, b in halves[:32]])
-
-
-def scored(rows=16):
-    """Each line with the one after it; the score is the share of words that they have in common."""
-    words = [set(line.split()) for line in lines()]
-    both = [
-        (a, b, len(words[i] & words[i + 1]) / 5) for i, (a, b) in enumerate(zip(lines(), lines()[1:], strict=False))
-    ]
-    return Dataset.from_list([{"sentence1": a, "sentence2": b, "score": score} for a, b, score in both[:rows]])
-
-
-class Scripted(BaseEvaluator):
-    """Returns given values in turn: baseline first, then a value a verdict; notes what it is called with."""
-
-    def __init__(self, *values):
-        super().__init__()
-        self.values, self.folders = list(values), []
-        self.primary_metric = "quality"
-
-    def __call__(self, model, output_path=None, epoch=-1, steps=-1):
-        self.folders.append(output_path)
-        metrics = {"quality": self.values.pop(0), "other": 0.0}
-        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
-        return metrics
-
-
-def build(
-    model, folder, *, loss=MultipleNegativesRankingLoss, train=None, evaluator=None, eval_dataset=None, **arguments
-):
-    """Four epochs of four steps, quiet, on the CPU."""
-    settings = {
-        "output_dir": str(folder), "num_train_epochs": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3,
-        "per_device_eval_batch_size": 8, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "epoch", "seed": 1, **arguments,
-    }  # fmt: skip
-    return SentenceTransformerTrainer(
-        model, SentenceTransformerTrainingArguments(**settings), train_dataset=pairs() if train is None else train,
-        eval_dataset=eval_dataset, loss=loss(model), evaluator=evaluator,
-    )  # fmt: skip
-
-
-def add(trainer, calibration=None, **config):
-    settings = {"threshold": 0.0, "max_metric_drop": 0.05, "calibration_samples": 16, "max_rounds": 1, **config}
-    callback = LayerPruningCallback(trainer, PruningConfig(**settings), calibration=calibration)
-    trainer.add_callback(callback)
-    return callback
+def bert(tmp_path_factory):
+    return save_bert(tmp_path_factory.mktemp("bert"))
 
 
 def assert_loads_the_same(model, folder, depth):
@@ -242,12 +184,8 @@ def test_each_column_is_measured_with_its_own_padding(bert, tokenizer, tmp_path)
 
 
 def test_a_loss_with_weights_goes_back_too(bert, tmp_path):
-    def softmax(model):
-        return SoftmaxLoss(model, sentence_embedding_dimension=8, num_labels=2)
-
-    rows = [{"a": a, "b": b, "label": i % 2} for i, (a, b) in enumerate(zip(lines()[:32], lines()[1:33], strict=True))]
     trainer = build(
-        make_model(bert), tmp_path, loss=softmax, train=Dataset.from_list(rows), evaluator=Scripted(0.9, 0.1),
+        make_model(bert), tmp_path, loss=softmax, train=labelled(), evaluator=Scripted(0.9, 0.1),
         num_train_epochs=2,
     )  # fmt: skip
 

@@ -6,60 +6,26 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from hf_mpruner import LayerPruningCallback, PruningConfig
+from hf_mpruner import PruningConfig
 from hf_mpruner.distil import DistilledLoss
 from hf_mpruner.trainers import unflatten
 from resume_kit import copy_checkpoints
 from text_kit import lines, make_tokenizer
 from trainer_kit import Spy, assert_same, everything
 
-trl = pytest.importorskip("trl")
+pytest.importorskip("trl")
+
+from sft_kit import STACK, add, build, completions
 
 # trl 1.16 and peft 0.21 still say gradient_checkpointing, which transformers 5.23 calls activation_checkpointing
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
-
-STACK = "model.layers"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer()
-
-
-def texts():
-    return Dataset.from_list([{"text": line} for line in lines()])
-
-
-def completions():
-    """The first two words are the prompt; the loss is of the others."""
-    halves = [(line.split()[:2], line.split()[2:]) for line in lines()]
-    return Dataset.from_list([{"prompt": " ".join(a), "completion": " " + " ".join(b)} for a, b in halves])
-
-
-def build(tokenizer, folder, data=None, peft_config=None, **arguments):
-    """Four epochs of five steps over 40 lines, with trl's own defaults for everything that is not a matter of size."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=4, max_position_embeddings=64, **sizes)
-    settings = {
-        "output_dir": str(folder), "num_train_epochs": 4, "per_device_train_batch_size": 8, "learning_rate": 3e-3,
-        "per_device_eval_batch_size": 8, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        "save_strategy": "no", "eval_strategy": "no", "logging_steps": 2, "seed": 1, **arguments,
-    }  # fmt: skip
-    return trl.SFTTrainer(
-        LlamaForCausalLM(config), trl.SFTConfig(**settings), train_dataset=texts() if data is None else data,
-        eval_dataset=texts() if data is None else data, processing_class=tokenizer, peft_config=peft_config,
-    )  # fmt: skip
-
-
-def add(trainer, **config):
-    settings = {"threshold": 0.0, "max_metric_drop": 1.0, "calibration_samples": 16, "max_rounds": 1, **config}
-    callback = LayerPruningCallback(trainer, PruningConfig(**settings), calibration=trainer.train_dataset)
-    trainer.add_callback(callback)
-    return callback
 
 
 def assert_loads_the_same(trainer, folder):
