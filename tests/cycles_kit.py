@@ -52,12 +52,11 @@ class Maker:
         return trainer
 
 
-def prune(maker, source, output_dir, *, device=None, **config):
+def prune(maker, source, output_dir, *, calibration=None, **config):
     """Run it with every layer alike: of 4 layers k = 1 keeps [0], k = 2 keeps [0, 2]."""
     settings = {"threshold": EVERYTHING_ALIKE, "max_metric_drop": 0.05, "calibration_samples": 16, **config}
-    return prune_in_cycles(
-        maker, source, PruningConfig(**settings), output_dir=output_dir, calibration=Rows(16, 2), device=device
-    )
+    calibration = Rows(16, 2) if calibration is None else calibration
+    return prune_in_cycles(maker, source, PruningConfig(**settings), output_dir=output_dir, calibration=calibration)
 
 
 def rounds_of(record):

@@ -10,13 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
 from cycles_kit import Maker, prune, rounds_of, save_bert
 from hf_mpruner import LayerPruningCallback, PruningPlan, PruningReport, apply_plan_, prune_in_cycles
 from hf_mpruner.errors import MPrunerError, UnsupportedArchitectureError, UnsupportedBackendError
 from hf_mpruner.record import PruningRecord
-from trainer_kit import STACK, Scripted, Spy, add, build_trainer
+from trainer_kit import STACK, Rows, Scripted, Spy, add, build_trainer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,19 +202,13 @@ def test_freeze_untouched_and_what_the_script_freezes(source, out, tmp_path):
     assert {name for name in changed if not name.startswith(STACK)} == {"classifier.weight"}
 
 
-def test_a_rate_of_its_own_for_the_recovery(source, out, tmp_path):
-    maker = Maker(tmp_path / "training", lr_scheduler_type="constant", logging_steps=1, logging_strategy="steps")
-    prune(maker, source, out, start_epoch=1, recovery_learning_rate=3e-4)
-    rates = [{entry["learning_rate"] for entry in one.state.log_history if "loss" in entry} for one in maker.trainers]
-    assert rates == [{1e-3}, {3e-4}, {3e-4}, {3e-4}]
-
-
 @pytest.mark.parametrize(
     ("config", "named"),
     [
         ({"recovery": "lora"}, "recovery='lora'"),
         ({"distillation_weight": 0.5}, "distillation"),
         ({"learning_rate_policy": "restart"}, "learning_rate_policy='restart'"),
+        ({"recovery_learning_rate": 1e-3}, "recovery_learning_rate"),
     ],
 )
 def test_recovery_that_only_the_callback_has(config, named, source, out, tmp_path):
@@ -213,18 +218,61 @@ def test_recovery_that_only_the_callback_has(config, named, source, out, tmp_pat
     assert maker.paths == []
 
 
+def make_tokenizer():
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_language_model_with_tied_weights_and_its_tokenizer(accepted, out, tmp_path):
+    """The script loads its tokenizer from the folder, too, and the loss decides."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 16, "vocab_size": 99}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).save_pretrained(tmp_path / "source")
+    make_tokenizer().save_pretrained(tmp_path / "source")
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in Rows(16, 0).rows]
+
+    def make_trainer(path):
+        settings = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-2}
+        return Trainer(
+            GPT2LMHeadModel.from_pretrained(path), TrainingArguments(tmp_path / "training", **settings),
+            train_dataset=rows, eval_dataset=rows, processing_class=AutoTokenizer.from_pretrained(path),
+        )  # fmt: skip
+
+    config = {"metric": "loss", "max_metric_drop": 0.0, "recovery_epochs": 2 if accepted else 0, "max_rounds": 1}
+    report = prune(make_trainer, tmp_path / "source", out, calibration=rows, **config)
+    before = GPT2LMHeadModel.from_pretrained(tmp_path / "source")
+    # the loss of what was trained falls, that of what was cut alone need not
+    assert (report.rounds[0].verdict == "accepted") == (report.rounds[0].drop <= 1e-9)
+    if accepted:
+        assert report.rounds[0].verdict == "accepted"
+    after, info = AutoModelForCausalLM.from_pretrained(out / "model", output_loading_info=True)
+    assert not any(info.values())
+    assert after.lm_head.weight is after.transformer.wte.weight
+    assert torch.equal(after.lm_head.weight, before.lm_head.weight) == (not accepted)
+    assert len(after.transformer.h) == report.plan.stacks["transformer.h"].depth - report.plan.num_removed
+    assert AutoTokenizer.from_pretrained(out / "model").get_vocab() == make_tokenizer().get_vocab()
+
+
 def test_a_full_check_runs_on_the_plain_model(source, out, tmp_path):
     report = prune(Maker(tmp_path / "training"), source, out, verify="full")
     assert [round_.verdict for round_ in report.rounds] == ["rejected", "accepted", "rejected"]
 
 
 def test_a_best_checkpoint_of_a_round_is_that_rounds(source, out, tmp_path):
-    """Each training writes into the same folder, where the checkpoints of bigger candidates lie."""
+    """Each training writes into the same folder, where the checkpoints of bigger candidates lie; here it is the run's own."""
     settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    maker = Maker(tmp_path / "training", save_total_limit=1, **settings)
+    maker = Maker(out, save_total_limit=1, **settings)
     report = prune(maker, source, out, recovery_epochs=2)
     assert report.plan.kept == {STACK: (0, 2)}
     assert len(weights_in(out / "model")) == len(maker.trainers[2].model.state_dict())
+    assert all(one.state.best_global_step in (3, 6) for one in maker.trainers[1:])
+
+
+def test_an_evaluation_in_half_precision_costs_no_weights_theirs(source, out, tmp_path):
+    prune(Maker(tmp_path / "training", bf16_full_eval=True), source, out)
+    prune(Maker(tmp_path / "training"), source, tmp_path / "whole")
+    assert_equal(weights_in(out / "model"), weights_in(tmp_path / "whole" / "model"))
 
 
 def test_the_trainers_own_callbacks_see_no_evaluation_of_ours(source, out, tmp_path):

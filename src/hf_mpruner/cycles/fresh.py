@@ -172,21 +172,21 @@ def check_recovery(config: PruningConfig) -> None:
         f"recovery={config.recovery!r}": config.recovery != "full",
         "distillation": config.distils,
         f"learning_rate_policy={config.learning_rate_policy!r}": config.learning_rate_policy != "run",
+        "recovery_learning_rate": config.recovery_learning_rate is not None,
     }
     if named := [name for name, found in refused.items() if found]:
         raise ValueError(
-            f"prune_in_cycles does not support {', '.join(named)}: it leaves the training to the Trainer. Leave it out, or "
-            "use LayerPruningCallback. Each round's training has a schedule of its own, that of its TrainingArguments."
+            f"prune_in_cycles does not support {', '.join(named)}: each round is a training of its own, with the rate and "
+            "schedule of the TrainingArguments that make_trainer makes. Leave it out, or use LayerPruningCallback."
         )
 
 
-def train(trainer: Trainer, epochs: int, rate: float | None = None) -> None:
+def train(trainer: Trainer, epochs: int) -> None:
     """Train a fresh Trainer for some epochs, or for its own `max_steps`; with 0 epochs only wrap its model.
 
     Args:
         trainer (`Trainer`): gets its own arguments back.
         epochs (`int`): instead of its `num_train_epochs`.
-        rate (`float`, *optional*): instead of its `learning_rate`.
 
     An evaluation of a model that was never trained is another path through accelerate and DeepSpeed: ZeRO-1 and 2 refuse
     it, and under DDP a later training would go without DDP.
@@ -202,20 +202,24 @@ def train(trainer: Trainer, epochs: int, rate: float | None = None) -> None:
             trainer.callback_handler.callbacks.remove(leave)
             trainer.is_in_train = False
         return
-    args = trainer.args
-    asked = args.num_train_epochs, args.learning_rate
-    args.num_train_epochs, args.learning_rate = epochs, asked[1] if rate is None else rate
+    asked = trainer.args.num_train_epochs
+    trainer.args.num_train_epochs = epochs
     try:
         trainer.train()
     finally:
-        args.num_train_epochs, args.learning_rate = asked
+        trainer.args.num_train_epochs = asked
 
 
 def evaluate(trainer: Trainer, config: PruningConfig) -> dict[str, float]:
     """The Trainer's own evaluation, unseen by its other callbacks; keys without prefix."""
     bench = Workbench(trainer, config)
-    with bench.aside():
-        return bench.evaluate()
+    # outside of a training bf16_full_eval would cast the weights, which are saved afterwards
+    trainer.is_in_train = True
+    try:
+        with bench.aside():
+            return bench.evaluate()
+    finally:
+        trainer.is_in_train = False
 
 
 def release(trainer: Trainer) -> None:

@@ -231,7 +231,7 @@ class Cycles:
             if self.config.freeze_untouched:
                 freeze_beside_cut(trained_model(trainer), record)
         with self.runtime.together("training the candidate"):
-            train(trainer, self.config.recovery_epochs, self.config.recovery_learning_rate)
+            train(trainer, self.config.recovery_epochs)
         round_ = engine.decide(step=steps + trainer.state.global_step)
         if self.runtime.is_main_process:
             logger.info("Round %d %s: %s", round_.number, round_.verdict, round_.reason)
