@@ -80,8 +80,10 @@ class Workbench:
 
     def evaluate(self) -> dict[str, float]:
         """The Trainer's own evaluation, keys without prefix."""
+        # of several evaluation sets, sentence-transformers runs its evaluator for the first only if the prefix is "eval"
+        prefix = PREFIX if evaluator_of(self.trainer) is None else "eval"
         # trl calls what it adds "eval_..." whatever prefix it is given
-        return strip_prefix(strip_prefix(self.trainer.evaluate(metric_key_prefix=PREFIX), PREFIX), "eval")
+        return strip_prefix(strip_prefix(self.trainer.evaluate(metric_key_prefix=prefix), PREFIX), "eval")
 
     def metric_hint(self) -> tuple[str | None, bool | None]:
         """What decides if the config does not say: `metric_for_best_model`, else an evaluator's `primary_metric`."""

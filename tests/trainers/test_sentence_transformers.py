@@ -133,6 +133,19 @@ def test_results_of_a_rejected_candidate_are_not_in_the_model_card(bert, tmp_pat
     assert trainer.evaluator is evaluator
 
 
+def test_of_several_evaluation_sets_the_evaluator_runs_for_one(bert, tmp_path):
+    sets = {"first": scored(8), "second": scored()}
+    evaluator = Scripted(0.9, 0.88)
+    trainer = build(
+        make_model(bert), tmp_path, loss=CoSENTLoss, train=scored(32), eval_dataset=sets, evaluator=evaluator,
+        num_train_epochs=1,
+    )  # fmt: skip
+    callback = add(trainer)
+    trainer.train()
+    assert (callback.record.metric, callback.record.rounds[0].verdict) == ("quality", "accepted")
+    assert evaluator.values == []
+
+
 @pytest.mark.parametrize("metric", ["loss", "perplexity"])
 def test_the_loss_decides(bert, tmp_path, metric):
     trainer = build(make_model(bert), tmp_path, loss=CoSENTLoss, train=scored(32), eval_dataset=scored())
@@ -384,7 +397,7 @@ def test_what_cannot_judge_is_said_before_training(bert, tmp_path):
     model = make_model(bert)
     train_and_expect(ValueError, "The Trainer has no eval_dataset, so no pruned model", model, tmp_path)
     train_and_expect(
-        errors.UnsupportedBackendError, "Distillation does not go with SentenceTransformer, whose loss",
+        errors.UnsupportedBackendError, "Distillation does not go with SentenceTransformer, whose outputs",
         model, tmp_path, Scripted(), {"distillation_weight": 0.5},
     )  # fmt: skip
     train_and_expect(
