@@ -61,6 +61,12 @@ def _wrapped(model: nn.Module) -> types.MethodType:
         given = inspect.signature(original).bind(self, save_directory, *args, **kwargs).arguments
         if CUT_MARK not in vars(inner) or not given.get("is_main_process", True):
             return original(self, save_directory, *args, **kwargs)
+        if given.get("path_initial_model_for_weight_conversion") is not None:
+            raise MPrunerError(
+                "path_initial_model_for_weight_conversion turns adapters into ones for the weights that a model was loaded with, "
+                "but the pruned base that is saved with them has the change that they began with. Leave it out: what is saved "
+                "loads as it is."
+            )
         with _named(inner, writer.write(inner, Path(save_directory))):
             return original(self, save_directory, *args, **kwargs)
 

@@ -12,8 +12,14 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     MixtralConfig,
     MixtralForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from hf_mpruner import PruningConfig, PruningPlan, apply_plan_, find_block_stacks, measure_similarity, prune_
@@ -150,6 +156,62 @@ def test_embeddings_and_head_with_adapters(tmp_path):
     check(wrap(make_llama(), config), {LLAMA: [0, 3]}, tmp_path, base=AutoModelForCausalLM, input_ids=IDS)
 
 
+@needs_peft("0.20")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+        {"trainable_token_indices": [3, 4]},
+    ],
+)
+def test_adapters_tied_as_the_embeddings_are(tmp_path, settings):
+    config = lora(**{"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], **settings})
+    model = wrap(make_llama(tie_word_embeddings=True), config)
+    check(model, {LLAMA: [0, 3]}, tmp_path, base=AutoModelForCausalLM, input_ids=IDS)
+
+
+def make_gpt2():
+    sizes = {"vocab_size": 99, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 32}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2))
+
+
+def make_resnet():
+    return ResNetForImageClassification(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[2, 4], layer_type="basic")
+    )
+
+
+def make_vit():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    return ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4))
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "inputs"),
+    [
+        (make_gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}, {"input_ids": IDS}),
+        (
+            make_resnet,
+            {"target_modules": ["convolution"], "layers_pattern": "layers", "modules_to_save": ["classifier.1"]},
+            torch.ones(2, 3, 32, 32),
+        ),
+        (make_vit, {"target_modules": ["fc1", "q_proj"], "modules_to_save": ["classifier"]}, torch.ones(2, 3, 8, 8)),
+        (make_vit, {"target_modules": "all-linear"}, torch.ones(2, 3, 8, 8)),
+    ],
+)
+def test_other_layers_than_linear_ones(tmp_path, make, settings, inputs):
+    torch.manual_seed(0)
+    base = make()
+    path = find_block_stacks(base)[-1].path
+    given = inputs if isinstance(inputs, dict) else {"pixel_values": inputs}
+    settings = (
+        {"layers_to_transform": [2, 3], **settings} if isinstance(settings["target_modules"], list) else settings
+    )
+    model = wrap(base, lora(task_type=None, **settings))
+    check(model, {path: [0, 3]}, tmp_path, kind=peft.AutoPeftModel, **given)
+
+
 @needs_peft("0.21")
 def test_both_stacks_of_an_encoder_decoder(tmp_path):
     inputs = {"input_ids": IDS, "decoder_input_ids": IDS}
@@ -265,6 +327,14 @@ def test_a_base_that_trains_is_saved_as_it_is(tmp_path):
     assert torch.equal(logits(reload(tmp_path / "one")), first)
     assert torch.equal(logits(reload(tmp_path / "two")), logits(model))
     assert not torch.equal(first, logits(model))
+
+
+def test_adapters_for_the_first_weights_are_not_made_of_those_of_a_cut_base(tmp_path):
+    model = wrap(make_base(), lora(init_lora_weights="pissa"))
+    cut(model, {BERT: [0, 3]})
+    with pytest.raises(MPrunerError, match="path_initial_model_for_weight_conversion turns adapters"):
+        model.save_pretrained(tmp_path / "out", path_initial_model_for_weight_conversion=str(tmp_path / "first"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_merged_adapters_are_not_saved_beside_their_base(tmp_path):
