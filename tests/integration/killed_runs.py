@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 
 NAMED = ("weights", "optimizer", "record", "rollback", "state", "cut", "undo", "deletion")
+# With adapters "weights" are those of the pruned base, of which there is one for each cut.
+WITH_ADAPTERS = sys.argv[3:] == ["adapters"]
+RARE = ("undo", "cut", "rollback", *(("weights",) if WITH_ADAPTERS else ()))
 
 
 def say(values: dict) -> None:
@@ -40,11 +43,15 @@ def live(folder: Path, place: str) -> None:
 
     torch.manual_seed(7)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 99}
-    model = BertForSequenceClassification(BertConfig(num_hidden_layers=4, num_labels=2, **sizes))
+    inner = model = BertForSequenceClassification(BertConfig(num_hidden_layers=4, num_labels=2, **sizes))
+    if WITH_ADAPTERS:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(inner, LoraConfig(task_type="SEQ_CLS", layers_to_transform=[0, 2, 3]))
     depths = {4: 0.9, 2: 0.89, 1: 0.5}  # four layers to one is rejected, to two accepted, two to one rejected
 
     def by_depth(_):
-        return {"accuracy": depths[len(model.bert.encoder.layer)]}
+        return {"accuracy": depths[len(inner.bert.encoder.layer)]}
 
     trainer = build_trainer(
         model, folder / "out", by_depth, num_train_epochs=6, save_strategy="steps", save_steps=2, save_total_limit=2
@@ -52,7 +59,9 @@ def live(folder: Path, place: str) -> None:
     callback = add(trainer, start_epoch=1, recovery_epochs=1, snapshot=place)
     trainer.train(resume_from_checkpoint=True if list((folder / "out").glob("checkpoint-*")) else None)
     rounds = [(r.verdict, r.kept[STACK], r.granularity) for r in callback.record.rounds]
-    left = [str(p) for p in (folder / "out").rglob("*") if "_mpruner_rollback_" in p.name or p.suffix == ".tmp"]
+    left = [
+        str(p) for p in (folder / "out").rglob("*") if "_mpruner_rollback_" in p.name or p.suffix in (".tmp", ".old")
+    ]
     result = {"weights": digest(model), "rounds": rounds, "left": left, "resumed": trainer._initial_global_step}
     (folder / "result.json").write_text(json.dumps(result))
 
@@ -106,8 +115,13 @@ def arm(moment: str, nth: int) -> None:
 
     def half_deleted(original, *args, **kwargs):
         folders = sorted(Path(kwargs["output_dir"]).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-        (folders[0] / "model.safetensors").unlink()
+        (folders[0] / f"{'adapter_' if WITH_ADAPTERS else ''}model.safetensors").unlink()
 
+    if moment == "adapter":
+        import peft.peft_model
+
+        die_in(peft.peft_model, "safe_save_file", torn_weights)
+        return
     {
         "weights": lambda: die_in(modeling, "safe_save_file", torn_weights),
         "optimizer": lambda: die_in(torch, "save", torn),
@@ -149,12 +163,12 @@ def spend(folder: Path, place: str, *, after: float | None = None, moment: tuple
 
 
 def main() -> None:
-    """`killed_runs.py FOLDER NUMBER`."""
+    """`killed_runs.py FOLDER NUMBER [adapters]`."""
     import hf_mpruner.callback  # noqa: F401  the forks inherit what is imported
     import trainer_kit  # noqa: F401
 
     root, number = Path(sys.argv[1]), int(sys.argv[2])
-    draw = random.Random(0)
+    draw, named = random.Random(0), (("adapter", *NAMED) if WITH_ADAPTERS else NAMED)
     (root / "whole").mkdir()
     started = time.perf_counter()
     spend(root / "whole", "cpu")
@@ -165,15 +179,8 @@ def main() -> None:
         folder, place = root / str(i), ("cpu", "disk")[i % 2]
         folder.mkdir()
         kills = []
-        if i < len(NAMED):
-            kills.append(
-                {
-                    "moment": (
-                        NAMED[i],
-                        draw.randint(1, 2) if NAMED[i] in ("undo", "cut", "rollback") else draw.randint(2, 6),
-                    )
-                }
-            )
+        if i < len(named):
+            kills.append({"moment": (named[i], draw.randint(1, 2) if named[i] in RARE else draw.randint(2, 6))})
         else:
             kills.append({"after": draw.uniform(0.2, 0.95) * seconds})
         if i % 4 == 3:  # and once more while it resumes
