@@ -16,6 +16,7 @@ from .rules import (
     FIRST_BLOCK_MODULES,
     LAYER_AXES,
     LAYER_REFERENCES,
+    LAYER_STORES,
     POSITION_ATTRIBUTES,
     STOCHASTIC_DEPTH,
 )
@@ -183,10 +184,17 @@ class _Matcher:
         if name in LAYER_REFERENCES:
             kept = self.cuts[place[0]].kept
             return old in kept and bool(new == kept.index(old))
+        if name in LAYER_STORES and not self._is_read(place[0], LAYER_STORES[name][0]):
+            return True
         if isinstance(old, tuple) and (old, new) in self.rewritten:
             return True
         flags = {flag: owned for owned, (flag, _) in FIRST_BLOCK_MODULES.items()}
         return name in flags and any(move.target == f"{path}.{flags[name]}" for move in self.found.moves)
+
+    def _is_read(self, stack: str, flag: str) -> bool:
+        """Whether a layer that stays has a flag."""
+        places = ((module, *_locate(path, self.cuts)) for path, module in self.old.items() if flag in module.values)
+        return any(owner == stack and after and module.values[flag] for module, owner, _, _, after in places)
 
 
 def _slice_of(

@@ -204,6 +204,14 @@ LAYER_REFERENCES: Mapping[str, str] = {
 }
 """Attributes of a block that name another block, which must stay."""
 
+LAYER_STORES: Mapping[str, tuple[str, str]] = {
+    "store_full_length_kv": (
+        "is_kv_shared_layer",
+        "which layers put their keys and values out; in transformers 5.24 also where no layer but another model reads them",
+    ),
+}
+"""Attributes of a block that mean nothing unless a layer reads what is stored: (flag of such a layer, reason)."""
+
 STOCHASTIC_DEPTH: Mapping[str, str] = {
     "drop_path": "probability of skipping the block in training, a schedule over the depth",
     "drop_path1": "probability of skipping the block in training, a schedule over the depth",

@@ -112,7 +112,10 @@ def _prefix_(raw: dict[str, Any], name: str, cut: StackCut) -> None:
 
 
 def _suffix_(raw: dict[str, Any], name: str, cut: StackCut) -> None:
-    raw[name] = sum(layer >= cut.depth - raw[name] for layer in cut.kept)
+    left = sum(layer >= cut.depth - raw[name] for layer in cut.kept)
+    if left == len(cut.kept) and raw[name] < cut.depth:  # transformers 5.24 builds that for who is given the keys
+        raise UnwritableError(f"= {raw[name]} would be true of all {left} layers that stay")
+    raw[name] = left
 
 
 def _sparse_step_(raw: dict[str, Any], name: str, cut: StackCut) -> None:
