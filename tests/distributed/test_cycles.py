@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
+from packaging.version import Version
 from transformers import BertForSequenceClassification
 
 from cycles_kit import CYCLES_LIKE_ONE, Maker, facts, prune, source_of
@@ -61,6 +63,14 @@ def test_stopped_on_all_and_gone_on_with(output: Path, found: Found) -> None:
     folders = (output / "sgd" / "model", output / "again" / "model")
     weights, others = (BertForSequenceClassification.from_pretrained(folder).state_dict() for folder in folders)
     assert all(torch.equal(weights[name], value) for name, value in others.items())
+
+
+@pytest.mark.skipif(
+    Version(accelerate.__version__) < Version("1.14"), reason="this accelerate wraps a model that was evaluated before"
+)
+def test_a_script_that_evaluates_before_training_is_refused(found: Found) -> None:
+    for one in found:
+        assert "The model is not wrapped, so each of 2 processes would train one of its own" in one["early"]
 
 
 def test_a_folder_that_one_process_does_not_see_is_refused(found: Found) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,13 +16,12 @@ from hf_mpruner.errors import MPrunerError, UnsupportedBackendError
 from hf_mpruner.preflight import check_judge
 from hf_mpruner.record import PruningRecord
 from hf_mpruner.recovery import freeze_untouched_, touched_layers
+from hf_mpruner.runtime import check_wrapped
 from hf_mpruner.runtime.processes import weight_sums
 from hf_mpruner.workbench import Workbench
 
 if TYPE_CHECKING:
     from torch import nn
-
-logger = logging.getLogger(__name__)
 
 HOW = (
     "It gets a folder and must load its model from there:\n"
@@ -37,11 +35,16 @@ class _LeaveError(Exception):
     """Not a failure: the training was entered for its wrappers only."""
 
 
-class _Leave(TrainerCallback):
-    """Ends a training before its first step."""
+class _Begin(TrainerCallback):
+    """Looks at a Trainer whose model is wrapped; may end the training before its first step."""
+
+    def __init__(self, trainer: Trainer, *, leave: bool) -> None:
+        self.trainer, self.leave = trainer, leave
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        raise _LeaveError
+        check_wrapped(self.trainer)
+        if self.leave:
+            raise _LeaveError
 
 
 def check_fresh(trainer: Any, config: PruningConfig) -> None:
@@ -184,29 +187,26 @@ def check_recovery(config: PruningConfig) -> None:
 def train(trainer: Trainer, epochs: int) -> None:
     """Train a fresh Trainer for some epochs, or for its own `max_steps`; with 0 epochs only wrap its model.
 
+    That is what an evaluation needs before any training, too: without it accelerate and DeepSpeed take another path,
+    which ZeRO-1 and 2 refuse.
+
     Args:
         trainer (`Trainer`): gets its own arguments back.
         epochs (`int`): instead of its `num_train_epochs`.
 
-    An evaluation of a model that was never trained is another path through accelerate and DeepSpeed: ZeRO-1 and 2 refuse
-    it, and under DDP a later training would go without DDP.
+    Raises:
+        UnsupportedBackendError: if there are several processes and nothing wraps the model.
     """
-    if epochs == 0:
-        leave = _Leave()
-        trainer.callback_handler.callbacks.insert(0, leave)
-        try:
-            trainer.train()
-        except _LeaveError:
-            logger.debug("The model is wrapped.")
-        finally:
-            trainer.callback_handler.callbacks.remove(leave)
-            trainer.is_in_train = False
-        return
     asked = trainer.args.num_train_epochs
-    trainer.args.num_train_epochs = epochs
+    trainer.args.num_train_epochs = epochs or asked
+    begin = _Begin(trainer, leave=epochs == 0)
+    trainer.callback_handler.callbacks.insert(0, begin)  # before the callbacks that open bars and logs
     try:
         trainer.train()
+    except _LeaveError:
+        trainer.is_in_train = False
     finally:
+        trainer.callback_handler.callbacks.remove(begin)
         trainer.args.num_train_epochs = asked
 
 

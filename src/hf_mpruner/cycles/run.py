@@ -166,7 +166,9 @@ class Cycles:
             return
         self._drop()
         folder = on_main(self.runtime, "reading the output folder", lambda: self.ledger.current(record))
-        self._set_model(whole if folder is None else self._load(folder), record)
+        with self.runtime.together("reading the last accepted model"):
+            model = whole if folder is None else self._load(folder)
+        self._set_model(model, record)
 
     def _find_run(self, trainer: Trainer, whole: PreTrainedModel, fresh: set[str]) -> PruningRecord | None:
         weights = digest(whole, fresh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
@@ -64,6 +64,25 @@ def copies_runtime(trainer: Trainer) -> Runtime:
             "them with torchrun, accelerate launch or deepspeed. Nothing was changed."
         )
     return Copies(timedelta(seconds=trainer.args.ddp_timeout))
+
+
+def check_wrapped(trainer: Trainer) -> None:
+    """Refuse several processes of which each would train a model of its own; to be called in `on_train_begin`.
+
+    Raises:
+        UnsupportedBackendError: naming what leaves the wrapper out.
+    """
+    inner: Any = trainer.model_wrapped
+    while "_orig_mod" in getattr(inner, "_modules", {}) and inner is not trainer.model:
+        inner = inner._orig_mod  # of torch.compile
+    kinds = {kind.__name__ for module in inner.modules() for kind in type(module).__mro__}
+    sharded = kinds & {"FSDPModule", "FullyShardedDataParallel"}
+    if trainer.accelerator.num_processes > 1 and inner is trainer.model and not sharded:
+        raise UnsupportedBackendError(
+            f"The model is not wrapped, so each of {trainer.accelerator.num_processes} processes would train one of its own. "
+            "If make_trainer calls trainer.evaluate() or trainer.predict(), accelerate 1.14 and newer take the model for "
+            "wrapped and leave DDP out, without an error: leave these calls to prune_in_cycles."
+        )
 
 
 @contextmanager

@@ -70,6 +70,20 @@ maker = Maker(OUTPUT / "training", **arguments)
 FOUND["again"] = facts(prune(maker, source_of(OUTPUT), OUTPUT / "again", **CYCLES_LIKE_ONE))
 FOUND["trainings"] = len(maker.paths) - 1
 
+
+# -- evaluated before training: accelerate leaves DDP out -----------------------------------------------------------------
+class Early(Maker):
+    def __call__(self, path):
+        trainer = super().__call__(path)
+        if path.endswith("candidate-1"):
+            trainer.evaluate()
+        return trainer
+
+
+FOUND["early"] = failure(
+    lambda: prune(Early(OUTPUT / "training", **arguments), source_of(OUTPUT), OUTPUT / "early", **CYCLES_LIKE_ONE)
+)
+
 # -- a disk that one process does not see ------------------------------------------------------------------------------
 if RANK == 1:
     is_dir = Path.is_dir
