@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .architectures.adapters import (
     CUT_MARK,
@@ -41,7 +42,7 @@ def save_with_base(whole: nn.Module) -> None:
     """From now on, saving adapters after a cut saves the cut base with them; may be called again.
 
     The base is written once for each cut. What is saved later is a hard link to the same files, where the file system
-    has such, for as long as no base weight trains.
+    has such, for as long as no bit of the base changes.
 
     Args:
         whole (`nn.Module`): what trains. In it `save_pretrained` is replaced on each of peft's wrappers and on each
@@ -107,7 +108,7 @@ class _Writer:
                 "model.unmerge_adapter() first, or save the merged model: model.merge_and_unload().save_pretrained(...)."
             )
         target, stamp = folder / FOLDER, _stamp(model)
-        same = stamp is not None and stamp == self._stamp and self._written is not None and self._written.is_dir()
+        same = stamp == self._stamp and self._written is not None and self._written.is_dir()
         if same and self._written == target:
             return target
         with new_folder(target) as draft:  # files that other folders link to are never written into
@@ -119,13 +120,25 @@ class _Writer:
 
 
 def _stamp(model: PreTrainedModel) -> Any:
-    """What changes whenever the base does; `None` if something of it trains."""
+    """What is another one whenever the base is."""
     with without_adapters(model):
-        if any(parameter.requires_grad for parameter in model.parameters()):
-            return None
         tensors = model.state_dict(keep_vars=True)
-        versions = {name: (tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()}
-        return versions, model.config.to_json_string(use_diff=False)
+        # no version counter sees what peft adds and takes away again when it merges and unmerges; a sum does
+        marks = {name: (tensor.data_ptr(), tensor._version, _sum(tensor)) for name, tensor in tensors.items()}
+        return marks, model.config.to_json_string(use_diff=False)
+
+
+def _sum(tensor: Tensor) -> int:
+    """Of all bits, eight bytes at a time: a tenth of a second for a gigabyte on a CPU.
+
+    Example:
+        >>> _sum(torch.arange(9.0)[1:]) == _sum(torch.arange(1.0, 9.0)) != _sum(torch.arange(8.0))
+        True
+    """
+    octets = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    octets = octets.clone() if octets.storage_offset() % 8 else octets
+    whole = len(octets) // 8 * 8
+    return int(octets[:whole].view(torch.int64).sum()) + int(octets[whole:].sum())
 
 
 def _link(source: Path, target: Path) -> bool:
