@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .architectures.adapters import CUT_MARK, adapter_configs
 from .checkpoint import ROLLBACK_NAME, Checkpoint, last_whole_checkpoint, read_whole_checkpoint
 from .clusters import LayerCluster
 from .cut import PendingCut
@@ -82,6 +83,10 @@ class Resumption:
         live = {path: len(model.get_submodule(path)._modules) for path in record.depths}
         small = all(live[path] == len(layers) for path, layers in record.kept.items())
         if small and record.kept != whole and record.pending is None:
+            if adapter_configs(
+                model
+            ):  # the base that they name lies in a checkpoint, which the Trainer deletes some day
+                vars(model)[CUT_MARK] = True
             return
         if any(live[path] != depth for path, depth in record.depths.items()):
             raise MPrunerError(

@@ -176,6 +176,23 @@ def test_resumed_from_any_checkpoint_to_the_same_bits(whole_run, tmp_path, step)
     assert torch.equal(logits(reload(tmp_path / "final")), logits(trainer.model))
 
 
+def test_resumed_with_the_model_of_the_checkpoint(tmp_path):
+    out = tmp_path / "out"
+    settings = {"num_train_epochs": 4, "pruning": {"recovery_epochs": 1, "max_rounds": 2}}
+    left = all_of(run(out, 0.9, 0.5, 0.89, **settings)[0])[0]
+    for step in (2, 4, 6, 8, 12):
+        shutil.rmtree(out / f"checkpoint-{step}")
+    base = AutoModelForSequenceClassification.from_pretrained(out / "checkpoint-10" / "pruned_base")
+    model = peft.PeftModel.from_pretrained(base, out / "checkpoint-10", is_trainable=True)
+    trainer, callback = run(out, model=model, resume=True, **settings)
+    assert [r.verdict for r in callback.record.rounds] == ["rejected", "accepted"]
+    again = all_of(trainer)[0]
+    assert all(torch.equal(left[0][name], value) for name, value in again[0].items())
+    shutil.rmtree(out)  # as the Trainer does with old checkpoints
+    trainer.save_model(tmp_path / "final")
+    assert torch.equal(logits(reload(tmp_path / "final")), logits(trainer.model))
+
+
 def test_the_way_back_holds_no_frozen_base(whole_run):
     values = torch.load(whole_run[0] / "checkpoint-4" / ROLLBACK_NAME, weights_only=True)
     assert {name for name in values["tensors"] if "lora_" in name}
