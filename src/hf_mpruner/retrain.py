@@ -95,10 +95,15 @@ class Retraining:
         """Before the first cut: keep the model, if it is to teach.
 
         Raises:
-            MPrunerError: if it cannot be written, on any process.
+            MPrunerError: if it cannot be written, on any process, or is cut already.
         """
         if not self.config.distils or record.teacher is not None:
             return
+        if any(round_.verdict in ("accepted", "unjudged") for round_ in record.rounds):
+            raise MPrunerError(
+                "This run has cut the model without a teacher so far, and the teacher of a distillation is the model before the "
+                "first cut. Go on with distillation_weight=0 and distillation_hidden_weight=0, or begin anew."
+            )
         with runtime.together("saving the teacher"):
             if runtime.is_main_process:
                 record.teacher = save_teacher(trained_model(self.trainer), self._teacher_folder, self._teacher_dtype)

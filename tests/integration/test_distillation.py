@@ -300,6 +300,17 @@ def test_a_teacher_that_is_lost_or_changed_is_an_error_that_names_it(tmp_path):
         run(tmp_path, (0.1, 0.9), str(tmp_path / "checkpoint-2"))
 
 
+def test_a_run_that_began_without_a_teacher_gets_none_later(tmp_path):
+    saving = {"save_strategy": "epoch", "num_train_epochs": 2}
+    trainer = build_trainer(bert(), tmp_path, Scripted(0.9, 0.9, 0.9), **saving)
+    add(trainer, granularity=3)
+    trainer.train()
+    trainer = build_trainer(bert(), tmp_path, Scripted(0.9), **saving)
+    add(trainer, granularity=3, distillation_weight=0.5)
+    with pytest.raises(MPrunerError, match=r"cut the model without a teacher so far.*distillation_weight=0"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
 def test_a_full_disk_leaves_the_training_as_it_was(tmp_path, monkeypatch):
     trainer = build_trainer(bert(), tmp_path, Scripted(0.9))
     start = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
