@@ -119,7 +119,7 @@ def check(model, kept, folder, *, kind=None, base=None, **inputs):
         ({"init_lora_weights": "olora"}, {"init_lora_weights": True}),
         ({"init_lora_weights": "gaussian"}, {}),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=lambda value: str({key: sorted(one) if isinstance(one, set) else one for key, one in value.items()})[:60],
 )  # fmt: skip
 def test_settings_that_name_layers(tmp_path, settings, after):
     model = wrap(make_base(), lora(**settings))
