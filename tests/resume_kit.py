@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from transformers import TrainerCallback
 
 from hf_mpruner.record import PruningRecord
-from trainer_kit import STACK, add, assert_same, build_trainer, everything
+from trainer_kit import STACK, add, assert_same, begun_at, build_trainer, everything
 
 # Of the model that is evaluated, by its depth: four layers to one is rejected, to two accepted, two to one rejected.
 BY_DEPTH = {4: 0.9, 2: 0.89, 1: 0.5}
@@ -101,7 +101,7 @@ def assert_resumes(make_bert, whole, out, step, **settings):
     copy_checkpoints(whole.folder, out, step)
     trainer, callback = live(make_bert, out, resume=True, **settings)
     resumed = ended(trainer, callback, out)
-    assert trainer._initial_global_step == step
+    assert begun_at(trainer) == step
     assert resumed.verdicts == whole.verdicts
     assert_same(whole.everything, resumed.everything)
     assert (resumed.step, resumed.rates) == (whole.step, whole.rates)

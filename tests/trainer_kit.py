@@ -52,6 +52,20 @@ class Scripted:
         return {"accuracy": self.values.pop(0)}
 
 
+class Begun(TrainerCallback):
+    """Knows the step that a training began with."""
+
+    step = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.step = state.global_step
+
+
+def begun_at(trainer):
+    """The step that a Trainer of `build_trainer` has resumed from; 0 if it began anew."""
+    return next(one.step for one in trainer.callback_handler.callbacks if isinstance(one, Begun))
+
+
 def build_trainer(
     model, output_dir, compute_metrics=accuracy, callbacks=None, optimizers=(None, None), model_init=None, **arguments
 ):
@@ -63,7 +77,7 @@ def build_trainer(
     }  # fmt: skip
     return Trainer(
         model, TrainingArguments(**{**settings, **arguments}), train_dataset=Rows(24, 0), eval_dataset=Rows(16, 1),
-        compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers, model_init=model_init,
+        compute_metrics=compute_metrics, callbacks=[Begun(), *(callbacks or [])], optimizers=optimizers, model_init=model_init,
     )  # fmt: skip
 
 

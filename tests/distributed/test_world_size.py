@@ -11,7 +11,7 @@ import torch
 
 from distributed_kit import launch, life, results
 from hf_mpruner import errors
-from trainer_kit import STACK
+from trainer_kit import STACK, begun_at
 
 Found = list[dict[str, Any]]
 VERDICTS = ["rejected", "accepted", "rejected"]
@@ -40,7 +40,7 @@ def test_saved_by_two_and_resumed_by_one(
     with caplog.at_level(logging.WARNING, logger="hf_mpruner"):
         trainer, callback = life(tmp_path, "accuracy", checkpoint=output / f"two accuracy/checkpoint-{step}")
     assert "was saved by 2 processes, this run has 1: it goes on with the same verdicts so far, but not" in caplog.text
-    assert trainer._initial_global_step == step
+    assert begun_at(trainer) == step
     assert [round_.verdict for round_ in callback.record.rounds] == found[0]["two accuracy"]["verdicts"] == VERDICTS
     assert [round_.kept[STACK] for round_ in callback.record.rounds] == found[0]["two accuracy"]["kept"]
     assert callback.record.world_size == 1

@@ -11,7 +11,7 @@ import pytest
 from hf_mpruner import checkpoint, errors, rollback
 from hf_mpruner.snapshot import snapshot
 from resume_kit import begin, ended, live, verdicts
-from trainer_kit import STACK, Spy, assert_same, everything
+from trainer_kit import STACK, Spy, assert_same, begun_at, everything
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def test_no_room_for_a_snapshot(make_bert, tmp_path, monkeypatch, whole):
     assert [verdict for verdict, *_ in verdicts(callback)] == ["rejected"]
     assert not left_behind(out)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer._initial_global_step == 6
+    assert begun_at(trainer) == 6
     assert verdicts(callback) == whole.verdicts
     assert_same(whole.everything, everything(trainer))
 
@@ -85,6 +85,6 @@ def test_no_room_for_what_goes_into_a_checkpoint(make_bert, tmp_path, monkeypatc
     assert_same(before.seen["on_step_end"][-1], everything(trainer))
     assert not left_behind(out)
     trainer.train(resume_from_checkpoint=True)  # the checkpoint that was not finished is passed over
-    assert trainer._initial_global_step == step - 2
+    assert begun_at(trainer) == step - 2
     assert verdicts(callback) == whole.verdicts
     assert_same(whole.everything, everything(trainer))

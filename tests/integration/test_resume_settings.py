@@ -27,7 +27,7 @@ from resume_kit import (
     pending_at,
     verdicts,
 )
-from trainer_kit import STACK, assert_same, everything
+from trainer_kit import STACK, assert_same, begun_at, everything
 
 
 def test_with_a_function_that_makes_the_model(make_bert, tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_the_best_model_and_deleted_checkpoints(make_bert, tmp_path, values, bes
         shutil.copytree(kept / str(step), out)
         trainer, callback = live(make_bert, out, resume=True, values=values, **setting)
         resumed = ended(trainer, callback, out)
-        assert trainer._initial_global_step == step
+        assert begun_at(trainer) == step
         assert resumed.verdicts == whole.verdicts
         assert_same(whole.everything, resumed.everything)
         assert (resumed.best, resumed.evaluated) == (whole.best, whole.evaluated)
@@ -221,7 +221,7 @@ def test_from_checkpoints_without_an_optimizer(make_bert, tmp_path):
         saved = load_file(out / f"checkpoint-{step}" / "model.safetensors")
         start = Start()
         trainer, callback = live(make_bert, out, resume=True, callbacks=[start], **setting)
-        assert trainer._initial_global_step == step
+        assert begun_at(trainer) == step
         assert verdicts(callback) == whole.verdicts
         assert start.weights.keys() == saved.keys()
         assert all(torch.equal(start.weights[name], tensor) for name, tensor in saved.items())
@@ -276,6 +276,6 @@ def test_from_a_checkpoint_that_was_saved_as_the_machine_went(make_bert, tmp_pat
     assert (checkpoint.record.pending is not None) == (step != 13)
     trainer, callback = live(make_bert, out, resume=True, **setting)
     resumed = ended(trainer, callback, out)
-    assert trainer._initial_global_step == step
+    assert begun_at(trainer) == step
     assert resumed.verdicts == whole.verdicts
     assert_same(whole.everything, resumed.everything)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import distributed
 
 from distributed_kit import OUTPUT, facts, failure, life, write
+from trainer_kit import begun_at
 
 FOUND = {}
 for metric in ("accuracy", "loss"):
@@ -12,7 +13,7 @@ for metric in ("accuracy", "loss"):
     FOUND[f"two {metric}"] = facts(trainer, callback)
 for step in (2, 5, 8):
     trainer, callback = life(OUTPUT / f"one {step}", "accuracy", ranks=2, checkpoint=OUTPUT / f"one/checkpoint-{step}")
-    FOUND[f"one {step}"] = {**facts(trainer, callback), "begun": trainer._initial_global_step}
+    FOUND[f"one {step}"] = {**facts(trainer, callback), "begun": begun_at(trainer)}
 trainer, callback = life(OUTPUT / "refused", "loss", ranks=2, train=False)
 layers = len(trainer.model.bert.encoder.layer)
 checkpoint = str(OUTPUT / "one loss/checkpoint-5")
