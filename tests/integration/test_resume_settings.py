@@ -27,7 +27,7 @@ from resume_kit import (
     pending_at,
     verdicts,
 )
-from trainer_kit import STACK, assert_same, begun_at, everything
+from trainer_kit import CHECKPOINTING, STACK, assert_same, begun_at, everything
 
 
 def test_with_a_function_that_makes_the_model(make_bert, tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_with_callbacks_that_the_trainer_makes_anew(make_bert, tmp_path):
 @pytest.mark.parametrize("every", [1, 2])
 def test_with_activation_checkpointing_also_of_layers_that_come_back(make_bert, tmp_path, every):
     """No bit depends on it, but the memory does."""
-    setting = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": every}}
+    setting = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"every_n_layers": every}}
 
     def marks(trainer):
         layers = trainer.model.get_submodule(STACK)
