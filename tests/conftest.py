@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BertForSequenceClassification, ResNetForImageClassification, ViTForImageClassification
 
+    from hub.kit import Client, Hub
+
 # Read when the libraries are imported, so set before. `HF_HUB_OFFLINE=0 pytest -m network` keeps its own value.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
@@ -110,6 +112,37 @@ def weight_digest() -> Callable[[nn.Module], str]:
         return total.hexdigest()
 
     return digest
+
+
+# One Hub and one client a file, as starting a client costs its imports: tests use repositories of their own names.
+@pytest.fixture(scope="module")
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A Hub on the loopback, empty but for the user "ann"; at its end it says what it had no answer for."""
+    from hub.kit import Hub
+
+    with Hub(tmp_path_factory.mktemp("hub")) as running:
+        yield running
+
+
+@pytest.fixture
+def hub(shared_hub: Hub) -> Iterator[Hub]:
+    """The file's Hub; what a test orders from it, and how it is set, ends with the test."""
+    yield shared_hub
+    shared_hub.reset()
+
+
+@pytest.fixture(scope="module")
+def client(shared_hub: Hub) -> Iterator[Client]:
+    """A process with the Hub's libraries that is logged in as ann, without Xet."""
+    with shared_hub.client() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def xet_client(shared_hub: Hub) -> Iterator[Client]:
+    """As `client`, with Xet on, as users have it; the Hub's `uploads` must be "regular" for it."""
+    with shared_hub.client(xet=True) as running:
+        yield running
 
 
 @pytest.fixture
