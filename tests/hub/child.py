@@ -26,7 +26,10 @@ def stay_home() -> None:
 
     def check(host: Any) -> None:
         if host is not None and str(host) not in LOOPBACK:
-            strays.append(str(host))
+            if not str(host).endswith(
+                ".127.0.0.1"
+            ):  # datasets asks `datasets-server.` in front of the endpoint, or none
+                strays.append(str(host))
             raise OSError(f"a test wanted to reach {host}: only the loopback is allowed")
 
     def guarded_connect(self: socket.socket, address: Any) -> None:
@@ -69,6 +72,7 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
     waits.clear()
+    strays.clear()
     namespace: dict[str, Any] = {"__name__": "client"}
     try:
         exec(compile(task["source"], f"<{task['name']}>", "exec"), namespace)

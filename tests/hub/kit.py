@@ -9,6 +9,7 @@ with Hub(tmp_path) as hub:
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import itertools
 import json
@@ -22,6 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+from packaging.version import Version
+
 from . import routes, transfers  # noqa: F401  they register themselves
 from .faults import Faults
 from .journal import Journal
@@ -32,6 +36,12 @@ TESTS = Path(__file__).parents[1]
 TIMEOUT = 120  # seconds: far beyond what any call needs
 # What a client must not inherit: other endpoints, tokens and caches, offline mode, proxies.
 NOT_INHERITED = ("HF_", "HUGGING", "TRANSFORMERS_", "PYTEST_")
+
+
+def needs_hub(version: str, why: str) -> pytest.MarkDecorator:
+    """For what older versions of huggingface_hub do otherwise."""
+    here = importlib.metadata.version("huggingface_hub")
+    return pytest.mark.skipif(Version(here) < Version(version), reason=f"huggingface_hub {here}: {why}")
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ class Hub:
             "HF_TOKEN": self.token if token is None else token,
             "HF_HUB_DISABLE_XET": "0" if xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # evaluate and datasets count at s3.amazonaws.com
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "127.0.0.1",
             "CUDA_VISIBLE_DEVICES": "",

@@ -1,4 +1,4 @@
-"""Two origins on 127.0.0.1, as the Hub has them: the Hub, and the storage that contents of LFS files come from and go to."""
+"""Two origins on the loopback, as the Hub has them: the Hub, and the storage that contents of LFS files come from and go to."""
 
 from __future__ import annotations
 
@@ -238,7 +238,8 @@ class Origin(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.hub, self.name = hub, name
         self.to_reset: set[int] = set()
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        # Of another name, too: huggingface_hub 1 takes what has the same host for the Hub, whatever the port.
+        self.url = f"http://{'localhost' if name == 'storage' else '127.0.0.1'}:{self.server_port}"
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 

@@ -9,6 +9,7 @@ import pytest
 
 from hub.cards import check
 from hub.journal import Journal, Request
+from hub.kit import needs_hub
 
 INDEX = {
     "name": "m",
@@ -75,41 +76,55 @@ def test_bad_cards_are_refused(content, message):
     assert error.startswith(message)
 
 
-def test_cards_by_the_real_client(hub, client):
+def test_cards_in_commits(hub, client):
     def run(good, bad):
-        from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, metadata_update
+        from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
         from huggingface_hub.errors import HfHubHTTPError
 
         api, found = HfApi(), []
         api.create_repo("ann/card")
-        ModelCard(good).push_to_hub("ann/card")
-        metadata_update("ann/card", {"license": "mit"}, overwrite=True)
-        for act in (
-            ModelCard(bad).validate,
-            lambda: ModelCard(bad).push_to_hub("ann/card"),
-            lambda: api.upload_file(path_or_fileobj=bad.encode(), path_in_repo="README.md", repo_id="ann/card"),
-        ):
-            try:
-                act()
-            except ValueError as error:
-                found.append(str(error))
+        api.upload_file(path_or_fileobj=good.encode(), path_in_repo="README.md", repo_id="ann/card")
+        try:
+            api.upload_file(path_or_fileobj=bad.encode(), path_in_repo="README.md", repo_id="ann/card")
+        except ValueError as error:
+            found.append(str(error))
         api._validate_yaml = lambda *args, **kwargs: None  # past the check of the client
         try:
             add = CommitOperationAdd("README.md", bad.encode())
             api.create_commit("ann/card", [add], commit_message="bad")
         except HfHubHTTPError as error:
             found.append([error.response.status_code, "is not allowed to be empty" in str(error)])
-        return [found, ModelCard.load("ann/card").data.license]
+        return [found, ModelCard.load("ann/card").data.base_model]
+
+    message = 'Invalid metadata in README.md.\n- "base_model" is not allowed to be empty'
+    expected = [[message, [400, True]], "bert-base-uncased"]
+    assert client.call(run, good=GOOD, bad=card(base_model="")) == expected
+    assert len(hub.store.repo("ann/card").history()) == 2
+
+
+@needs_hub("2.4", "ModelCard.validate asks huggingface.co, whatever HF_ENDPOINT says")
+def test_model_cards_push_themselves(hub, client):
+    def run(good, bad):
+        from huggingface_hub import HfApi, ModelCard, metadata_update
+
+        HfApi().create_repo("ann/itself")
+        ModelCard(good).push_to_hub("ann/itself")
+        metadata_update("ann/itself", {"license": "mit"}, overwrite=True)
+        found = []
+        for act in (ModelCard(bad).validate, lambda: ModelCard(bad).push_to_hub("ann/itself")):
+            try:
+                act()
+            except ValueError as error:
+                found.append(str(error))
+        return [*found, ModelCard.load("ann/itself").data.license]
 
     mark = hub.journal.mark()
-    found, licence = client.call(run, good=GOOD, bad=card(base_model=""))
-    by_card, by_push, by_commit, unchecked = found
+    by_card, by_push, licence = client.call(run, good=GOOD, bad=card(base_model=""))
     # `ModelCard.validate` shows the answer as it is.
     assert by_card == by_push
     assert [row["message"] for row in json.loads(by_card)["errors"]] == ['"base_model" is not allowed to be empty']
-    assert by_commit == 'Invalid metadata in README.md.\n- "base_model" is not allowed to be empty'
-    assert (unchecked, licence) == ([400, True], "mit")
-    assert len(hub.store.repo("ann/card").history()) == 3
+    assert licence == "mit"
+    assert len(hub.store.repo("ann/itself").history()) == 3
     # Once by the card, without a token, and once by create_commit.
     asked = [request.token for request in hub.journal.find("POST", "/api/validate-yaml", since=mark)]
     assert asked[:2] == ["", hub.token]
