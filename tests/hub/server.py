@@ -144,7 +144,7 @@ def answer(hub: Hub, request: Request) -> Answer:
     except HubError as error:
         return as_error(error)
     except Exception:
-        hub.crashes.append(f"{request}\n{traceback.format_exc()}")
+        hub.crashes.append(f"{request.method} {request.url}\n{traceback.format_exc()}")
         return as_error(HubError(500, "the test server crashed, see Hub.crashes"))
 
 

@@ -108,9 +108,9 @@ def test_who_may_do_what(hub, client, tokens, who, expected):
 
 
 def test_what_is_granted(hub, client, tokens):
-    hub.store.repo("ann/gated").granted.add("bob")
+    hub.store.repo("ann/gated").granted.add("dave")
     hub.store.create("model", "team/model", "ann")
-    member = hub.add_user("carol", orgs=("team",))
+    friend, member = hub.add_user("dave"), hub.add_user("carol", orgs=("team",))
 
     def write(token):
         from huggingface_hub import HfApi
@@ -119,7 +119,7 @@ def test_what_is_granted(hub, client, tokens):
         api.upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_id="team/model")
         return [str(api.create_repo("team/other", private=True)), api.model_info("team/other").private]
 
-    assert client.call(attempt, token=tokens["stranger"], actions=["gated download"]) == {"gated download": None}
+    assert client.call(attempt, token=friend, actions=["gated download"]) == {"gated download": None}
     assert client.call(write, token=member) == [f"{hub.url}/team/other", True]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
 from hub.cards import check
 from hub.journal import Journal, Request
-from hub.kit import needs_hub
+from hub.kit import Hub, needs_hub
 
 INDEX = {
     "name": "m",
@@ -185,3 +187,23 @@ def test_the_journal_finds_what_the_client_sent(hub, client, tmp_path):
     # The token travels in its own header only, and to the Hub only.
     assert not hub.journal.containing(hub.token)
     assert not [request for request in hub.journal.requests if request.token and request.origin == "storage"]
+
+
+def test_what_the_server_cannot_do_fails_the_test(tmp_path):
+    def ask(hub, path):
+        with pytest.raises(HTTPError) as error:
+            urlopen(hub.url + path)
+        return error.value.code
+
+    with Hub(tmp_path) as hub:
+        assert ask(hub, "/api/models/a/b") == 401
+        hub.check()
+        assert ask(hub, "/api/collections") == 404
+        with pytest.raises(AssertionError, match="GET /api/collections -> 404"):
+            hub.check()
+        hub.journal.unknown[0].known = True
+        hub.add_repo("a/b").branches["main"] = "gone"
+        assert ask(hub, "/api/models/a/b") == 500
+        with pytest.raises(AssertionError, match="KeyError: 'gone'"):
+            hub.check()
+        hub.crashes.clear()

@@ -51,6 +51,7 @@ def act(what, repo_id, folder=None):
         "card": push_card,
         "folder": lambda: api.upload_folder(folder_path=folder, repo_id=repo_id).oid,
         "same": lambda: api.create_commit(repo_id, [CommitOperationAdd("same", b"1")], commit_message="same").oid,
+        "same lfs": lambda: api.create_commit(repo_id, [CommitOperationAdd("b", b"\0b")], commit_message="same").oid,
         "download": download,
     }
     return known[what]()
@@ -196,12 +197,15 @@ def test_a_race_and_what_a_failed_commit_leaves(hub, client, repo):
     hub.faults.add("POST", "/commit/", before=lambda: repo.write({"more": b"1"}))
     client.call(act, what="file", repo_id=repo.id)
     assert [commit.title for commit in repo.history()][1] == "somebody else's commit"
-    # LFS content stays, referenced by nothing.
+    # LFS content stays, referenced by nothing, and need not be sent again.
     hub.faults.add("POST", "/commit/", status=403)
-    assert client.fails(act, what="lfs", repo_id=repo.id).status == 403
-    (content,) = repo.objects.values()
-    assert content.startswith(b"\0")
-    assert "a.bin" not in repo.files()
+    assert client.fails(act, what="same lfs", repo_id=repo.id).status == 403
+    assert list(repo.objects.values()) == [b"\0b"]
+    assert "b" not in repo.files()
+    mark = hub.journal.mark()
+    client.call(act, what="same lfs", repo_id=repo.id)
+    assert repo.files()["b"] == b"\0b"
+    assert not hub.journal.find("PUT", since=mark)
 
 
 def test_a_page_where_json_is_expected(hub, client, repo):
