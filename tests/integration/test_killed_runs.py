@@ -37,4 +37,5 @@ def test_killed_runs_end_as_the_run_that_nobody_killed(tmp_path, kills, named, m
         assert life["left"] == [], life
     assert all(life["killed"][0] for life in lives[:named])  # the named moments are reached
     assert sum(any(life["killed"]) for life in lives) >= kills - 4  # a short life may be over before its kill
-    assert sum(life["resumed"] > 0 for life in lives) >= kills // 2
+    # a random time may be before the first checkpoint, the named moments are after it (all but the first adapters')
+    assert sum(life["resumed"] > 0 for life in lives[:named]) >= named - 1
