@@ -36,8 +36,8 @@ from hf_mpruner import LayerPruningCallback, PruningConfig
 from hf_mpruner.architectures import find_block_stacks
 
 KINDS: dict[str, dict[str, Any]] = {
+    "full": {},  # the first one: the others are compared with it
     "none": {"recovery_epochs": 0},
-    "full": {},
     "freeze_untouched": {"freeze_untouched": True},
     "lora": {"recovery": "lora", "lora_rank": 16, "lora_alpha": 32},
     "full + distillation": {"distillation_weight": 0.5},
@@ -135,16 +135,19 @@ def main() -> None:
         print(
             f"{'recovery':36} {'accuracy':>8} {'of uncut':>8} {'seconds':>8} {'of full':>8} {'peak MB':>8} {'of full':>8}"
         )
-        rows = {kind: child(kind, args) for kind in ("full", *(kind for kind in KINDS if kind != "full"))}
-    full = rows["full"]
-    if len({str(row["kept"]) for row in rows.values()}) != 1:
-        sys.exit("The ways of recovery were not compared at the same depth.")
-    for kind, row in rows.items():
-        print(
-            f"{kind:36} {row['accuracy']:8.4f} {row['accuracy'] / row['baseline']:8.3f} {row['seconds']:8.1f} "
-            f"{row['seconds'] / full['seconds']:8.2f} {row['peak'] / 1e6:8.0f} {row['peak'] / full['peak']:8.2f}"
-        )
-    print(f"uncut: {full['baseline']:.4f}; kept: {full['kept']}; {full['parameters']:,} parameters")
+        full = None
+        for kind in KINDS:
+            row = child(kind, args)
+            full = full or row
+            if row["kept"] != full["kept"]:
+                sys.exit(f"'{kind}' was not compared at the same depth: {row['kept']}, not {full['kept']}.")
+            print(
+                f"{kind:36} {row['accuracy']:8.4f} {row['accuracy'] / row['baseline']:8.3f} {row['seconds']:8.1f} "
+                f"{row['seconds'] / full['seconds']:8.2f} {row['peak'] / 1e6:8.0f} {row['peak'] / full['peak']:8.2f}",
+                flush=True,
+            )
+        if full is not None:
+            print(f"uncut: {full['baseline']:.4f}; kept: {full['kept']}; {full['parameters']:,} parameters")
 
 
 def child(kind: str, args: argparse.Namespace) -> dict[str, Any]:

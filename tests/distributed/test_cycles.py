@@ -83,7 +83,7 @@ def test_a_folder_that_one_process_does_not_see_is_refused(found: Found) -> None
     [
         ("making", "making the Trainer of the candidate"),
         ("training", "training the candidate"),
-        ("evaluation", "evaluating the model"),
+        pytest.param("evaluation", "evaluating the model", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_that_fails_ends_all(where: str, doing: str, tmp_path: Path) -> None:
