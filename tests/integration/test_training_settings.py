@@ -128,3 +128,23 @@ def test_groups_of_the_users_own_with_a_rate_a_layer(make_bert, tmp_path):
     rates = [group["lr"] for group in optimizer.param_groups]
     clock = trainer.state.global_step
     assert rates == pytest.approx([1e-3 / (1 + clock)] + [1e-3 * 0.5**layer / (1 + clock) for layer in kept])
+
+
+@pytest.mark.parametrize("recovery", ["full", "lora"])
+def test_a_gradient_scaler_goes_back_and_on_with_the_weights(make_bert, tmp_path, recovery):
+    """fp16 needs a GPU, its scaler does not: here it scales the loss of a training in full precision."""
+    if recovery == "lora":
+        pytest.importorskip("peft")
+    metrics = Scripted(0.9, 0.1, 0.9)
+    trainer = build_trainer(make_bert(num_labels=2), tmp_path, metrics, optim="sgd", max_grad_norm=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)  # doubles after each step
+    trainer.accelerator.scaler = scaler
+    callback = add(trainer, max_rounds=2, recovery=recovery)
+    begun = Spy(on_epoch_begin=scaler.get_scale)
+    ended = Spy(on_epoch_end=scaler.get_scale)
+    trainer.add_callback(begun)
+    trainer.add_callback(ended)
+    trainer.train()
+    assert [round_.verdict for round_ in callback.record.rounds] == ["rejected", "accepted"]
+    assert begun.seen["on_epoch_begin"] == [4.0, 4.0, 32.0]  # back after the rejected round, on after the accepted one
+    assert ended.seen["on_epoch_end"] == [4.0, 32.0, 256.0]
