@@ -188,6 +188,18 @@ def test_fsdp2_with_adapters_is_refused(make_trainer: Callable[..., tuple[Traine
 
 
 @pytest.mark.usefixtures("process_group")
+def test_fsdp2_of_an_accelerate_that_hangs_is_refused(
+    make_trainer: Callable[..., tuple[Trainer, Detect]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = make_trainer()
+    mesh = distributed.init_device_mesh("cpu", (1,))
+    for layer in trainer.model.bert.encoder.layer:
+        fully_shard(layer, mesh=mesh)
+    monkeypatch.setattr("accelerate.__version__", "1.8.1")
+    refused(trainer, r"FSDP2 with accelerate 1\.8\.1", "accelerate>=1.9")
+
+
+@pytest.mark.usefixtures("process_group")
 def test_fsdp2_with_layers_that_are_no_units_is_refused(make_trainer: Callable[..., tuple[Trainer, Detect]]) -> None:
     trainer, _ = make_trainer()
     mesh = distributed.init_device_mesh("cpu", (1,))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import accelerate
+from packaging.version import Version
 from torch import nn
 
 from hf_mpruner.errors import UnsupportedBackendError
@@ -76,6 +78,11 @@ def _fsdp_units(trainer: Any) -> str:
         return ""
     whole = blocks_without_unit(trainer.model)
     return f"FSDP2 without a unit for {whole[0]}" if whole else ""
+
+
+def _old_accelerate(trainer: Any) -> str:
+    old = _has_units(trainer.model) and Version(accelerate.__version__) < Version("1.9")
+    return f"FSDP2 with accelerate {accelerate.__version__}" if old else ""
 
 
 def _hybrid(trainer: Any) -> str:
@@ -153,6 +160,11 @@ _OBSTACLES: tuple[tuple[Callable[[Any], str], str, str], ...] = (
         _fsdp_idle,
         "the plugin is on, but accelerate left the model whole",
         "Leave out fsdp=..., or train on devices that FSDP2 supports. Nothing was changed.",
+    ),
+    (
+        _old_accelerate,
+        "it waits for ever when a checkpoint is loaded, pruned or not",
+        "Update it: pip install -U 'accelerate>=1.9'. Nothing was changed.",
     ),
     (
         _sharded_adapters,

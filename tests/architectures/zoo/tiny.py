@@ -20,7 +20,7 @@ from zoo.inputs import make_inputs
 from zoo.sizes import tiny_config
 
 # Heads in the order they are wanted: a generating one first, the base model last.
-AUTO_CLASSES = (
+_AUTO_CLASSES = (
     "AutoModelForImageTextToText",
     "AutoModelForMultimodalLM",
     "AutoModelForSpeechSeq2Seq",
@@ -61,6 +61,8 @@ AUTO_CLASSES = (
     "AutoModelForMaskedImageModeling",
     "AutoBackbone",
 )
+# Older versions of transformers lack some.
+AUTO_CLASSES = tuple(name for name in _AUTO_CLASSES if hasattr(transformers, name))
 
 
 class NotBuildable(Exception):
