@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from accelerate.utils import compare_versions
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from zoo.checks import check_type
 
@@ -60,6 +61,8 @@ def make_cases(rules: dict[str, list[str]]) -> list[Any]:
 @pytest.mark.parametrize(("model_type", "rule"), make_cases(RIGHT))
 def test_every_cut_of_a_sample_is_right(model_type: str, rule: str) -> None:
     verdict = check_type(model_type)
+    if verdict.status == "not built" and compare_versions("transformers", "<", "5.23"):
+        pytest.skip(f"not in this version of transformers: {verdict.reason}")
     assert verdict.status == "right", verdict.failures or verdict.refusals or verdict.reason
     assert "skip" in verdict.passed or rule == "lists side by side"  # which are no blocks that could be skipped
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import accelerate
-from packaging.version import Version
+from accelerate.utils import compare_versions
 from torch import nn
 
 from hf_mpruner.errors import UnsupportedBackendError
@@ -81,7 +81,7 @@ def _fsdp_units(trainer: Any) -> str:
 
 
 def _old_accelerate(trainer: Any) -> str:
-    old = _has_units(trainer.model) and Version(accelerate.__version__) < Version("1.9")
+    old = _has_units(trainer.model) and compare_versions("accelerate", "<", "1.9")
     return f"FSDP2 with accelerate {accelerate.__version__}" if old else ""
 
 
@@ -162,11 +162,6 @@ _OBSTACLES: tuple[tuple[Callable[[Any], str], str, str], ...] = (
         "Leave out fsdp=..., or train on devices that FSDP2 supports. Nothing was changed.",
     ),
     (
-        _old_accelerate,
-        "it waits for ever when a checkpoint is loaded, pruned or not",
-        "Update it: pip install -U 'accelerate>=1.9'. Nothing was changed.",
-    ),
-    (
         _sharded_adapters,
         "the base that adapters are saved with would have to be gathered, which was not tested",
         "Train with DDP (torchrun without fsdp=...), where only the adapters are sent around. Nothing was changed.",
@@ -176,6 +171,11 @@ _OBSTACLES: tuple[tuple[Callable[[Any], str], str, str], ...] = (
         "parameters of a deleted layer would be gathered in every step, since they share a unit with others",
         "Wrap each layer: fsdp_config={'auto_wrap_policy': 'TRANSFORMER_BASED_WRAP', 'transformer_layer_cls_to_wrap': "
         "['BertLayer']}, with your model's class of layers. Nothing was changed.",
+    ),
+    (
+        _old_accelerate,
+        "it waits for ever when a checkpoint is loaded, pruned or not",
+        "Update it: pip install -U 'accelerate>=1.9'. Nothing was changed.",
     ),
     (_hybrid, "only sharding over one dimension was tested", _INSTEAD),
     (
