@@ -182,6 +182,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
             return
         self._retraining = retraining
         self._build(trainer, runtime, None if resumption is None else resumption.record)
+        retraining.check_layers(self._started().record.depths)
         self._watch(model, state)
         if args.output_dir is not None and runtime.is_main_process:
             sweep(Path(args.output_dir))

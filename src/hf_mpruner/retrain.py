@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +17,7 @@ from .config import PruningConfig
 from .distil import DistilledLoss, check_distillation
 from .errors import MPrunerError, UnsupportedBackendError
 from .record import PruningRecord
-from .recovery import RecoveryRate
+from .recovery import RecoveryRate, find_linear_layers
 from .recovery.teacher import TEACHER_NAME, load_teacher, save_teacher
 from .runtime import keep_rng_state
 from .subject import trained_model
@@ -90,6 +90,18 @@ class Retraining:
             _check_lora(self.trainer, runtime)
         if self.config.distils:
             check_distillation(self.trainer, self.config, runtime)
+
+    def check_layers(self, paths: Iterable[str]) -> None:
+        """Refuse adapters for layers that nobody has, before any work is done.
+
+        Args:
+            paths: of the block stacks.
+
+        Raises:
+            MPrunerError: naming those there are.
+        """
+        if self.config.recovery == "lora":
+            find_linear_layers(trained_model(self.trainer), paths, self.config.lora_target_modules)
 
     def prepare(self, record: PruningRecord, runtime: Runtime) -> None:
         """Before the first cut: keep the model, if it is to teach.

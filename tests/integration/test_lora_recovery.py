@@ -214,7 +214,7 @@ def test_groups_of_ones_own_keep_their_place_and_the_adapters_get_the_rate_of_th
 
 
 def test_layers_that_nobody_has_are_an_error_that_names_those_there(tmp_path):
-    trainer = build_trainer(bert(), tmp_path, Scripted(0.9))
+    trainer = build_trainer(bert(), tmp_path, Scripted())  # nothing is evaluated before the error
     start = everything_of(trainer.model)
     add(trainer, recovery="lora", lora_target_modules=["q_proj"])
     with pytest.raises(MPrunerError, match=r"lora_target_modules=\['q_proj'\].*dense, key, query, value"):
