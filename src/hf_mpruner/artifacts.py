@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import MPrunerError
+from .heads import find_auto_class
 from .runtime import keep_rng_state
 from .storage import new_folder, write_text
 
@@ -33,17 +34,6 @@ _MODEL_FILES = (
     "pytorch_model*.bin",
 )
 _RUN_FILES = ("checkpoint-*",)
-# Auto class -> the table of transformers that says which class it makes of a model type.
-_AUTO_CLASSES = {
-    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
-    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
-    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
-    "AutoModelForSpeechSeq2Seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
-    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
-}
 
 
 def check_output_dir(
@@ -232,26 +222,6 @@ def render_readme(
         f"hf_mpruner {__version__}, transformers {transformers.__version__}, torch {torch.__version__}.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def find_auto_class(model: PreTrainedModel) -> tuple[str, str]:
-    """Name and module of what loads a model: its Auto class, or its own class if it has none.
-
-    Example:
-        >>> from transformers import BertConfig, BertForMaskedLM
-        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
-        >>> find_auto_class(BertForMaskedLM(BertConfig(vocab_size=9, **sizes)))
-        ('AutoModelForMaskedLM', 'transformers')
-    """
-    from transformers.models.auto import modeling_auto
-
-    own = type(model).__name__
-    for auto, table in _AUTO_CLASSES.items():
-        made = getattr(modeling_auto, table, {}).get(model.config.model_type)
-        if own == made or (isinstance(made, tuple) and own in made):
-            return auto, "transformers"
-    module = type(model).__module__
-    return own, "transformers" if module.startswith("transformers.") else module
 
 
 @contextmanager

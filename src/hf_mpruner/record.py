@@ -27,12 +27,23 @@ class Measurement:
         parameters (`int`), num_bytes (`int`): size of the model that was evaluated.
         metric (`float`, *optional*): value of the deciding metric; `None` if it was not measured or not finite.
         evaluation_seconds (`float`, *optional*): wall-clock time of the evaluation.
+        metrics (`dict[str, float]`): every finite number that the evaluation gave, without its prefix and without its
+            own speeds.
+        num_examples (`int`, *optional*): examples it was evaluated on.
+        interval (`list` of two `float`, *optional*): confidence interval of the deciding metric at
+            `PruningRecord.confidence`; `None` where none is known for that metric.
+        latency_seconds (`float`, *optional*): median wall-clock time of a forward pass on the batch that
+            `PruningRecord.latency` describes.
     """
 
     parameters: int
     num_bytes: int
     metric: float | None = None
     evaluation_seconds: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    num_examples: int | None = None
+    interval: list[float] | None = None
+    latency_seconds: float | None = None
 
 
 @dataclass
@@ -87,6 +98,15 @@ class PruningRecord:
         calibration (`dict`): facts about the calibration data, e.g. where it came from and how many examples.
         world_size (`int`): number of processes that trained.
         teacher (`str`, *optional*): checksum of the uncut model that teaches, once it is saved.
+        data (`dict`): for `"training"`, `"calibration"` and `"judging"`, what is known of the data: `source` (words),
+            `dataset` (Hub id), `config`, `split`, `revision`, `num_examples`. Never a local path.
+        training (`dict`): plain settings that recovery trained with (learning rate, batch size, optimizer, ...).
+        versions (`dict[str, str]`): of python and of the libraries that were used.
+        device (`str`, *optional*): what it ran on, in words.
+        latency (`dict`): what `Measurement.latency_seconds` is of: `batch_size`, `shape` of each input, `repeats`, `dtype`.
+        confidence (`float`): of the intervals, in 0..1.
+        similarity_after (`dict`): `SimilarityMatrix.to_dict()` of the model that was kept, for each stack; empty if it
+            was not measured.
         best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
     """
 
@@ -104,6 +124,13 @@ class PruningRecord:
     calibration: dict[str, Any] = field(default_factory=dict)
     world_size: int = 1
     teacher: str | None = None
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str | None = None
+    latency: dict[str, Any] = field(default_factory=dict)
+    confidence: float = 0.95
+    similarity_after: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, Any] | None = None
 
     @property

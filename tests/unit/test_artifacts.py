@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hf_mpruner.artifacts import check_output_dir, check_saved_model, find_auto_class, write_artifacts, write_heat_maps
+from hf_mpruner.artifacts import check_output_dir, check_saved_model, write_artifacts, write_heat_maps
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.errors import MPrunerError
+from hf_mpruner.heads import find_auto_class
 from hf_mpruner.oneshot import prune_
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.report import PruningReport

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .plan import PruningPlan
-from .record import Measurement, PruningRecord, Round
-from .similarity import SimilarityMatrix
-from .storage import write_json
+from hf_mpruner.plan import PruningPlan
+from hf_mpruner.record import Measurement, PruningRecord, Round
+from hf_mpruner.similarity import SimilarityMatrix
+from hf_mpruner.storage import write_json
 
 REPORT_NAME = "report.json"
 

@@ -1,0 +1,5 @@
+"""The figures of a finished run, in every form that people look at: terminal, Markdown, JSON, one page, plots."""
+
+from .report import REPORT_NAME, PruningReport, format_bytes
+
+__all__ = ["REPORT_NAME", "PruningReport", "format_bytes"]
