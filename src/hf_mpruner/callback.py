@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers.trainer_callback import ExportableState
 
+from .best import best_of, put_back_best
 from .config import PruningConfig
 from .cut import PendingCut
 from .engine import PruningEngine
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BEST = ("best_metric", "best_global_step", "best_model_checkpoint")
 NOT_ATTACHED = (
     "LayerPruningCallback is not attached to a Trainer. Add it with\n"
     "    trainer.add_callback(LayerPruningCallback(trainer, config))\n"
@@ -191,23 +191,8 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self._resumption = None
 
     def _build(self, trainer: Trainer, runtime: Runtime, record: PruningRecord | None) -> None:
-        args = trainer.args
-        self._bench = bench = Workbench(trainer, self.config, self.calibration, runtime)
-        self.engine = PruningEngine(
-            trained_model(trainer),
-            self.config,
-            measure=bench.measure,
-            evaluate=bench.evaluate,
-            runtime=runtime,
-            trains=self.config.recovery_epochs > 0,
-            snapshot_directory=Path(args.output_dir or "."),
-            metric_hint=bench.metric_hint,
-            whole=trained_whole(trainer),
-            verify_inputs=bench.verify_inputs,
-            record=record,
-        )
-        self.engine.record.world_size = args.world_size
-        self.engine.record.calibration = bench.prepare_calibration()
+        self._bench = Workbench(trainer, self.config, self.calibration, runtime)
+        self.engine = self._bench.make_engine(record)
 
     def _watch(self, model: Any, state: TrainerState) -> None:
         engine = self._started()
@@ -292,8 +277,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
 
     def _start_round(self, state: TrainerState, optimizer: Any, scheduler: Any) -> bool:
         engine = self._started()
-        best = {name: getattr(state, name) for name in _BEST}
-        before = names_of(engine.whole)
+        best, before = best_of(state), names_of(engine.whole)
         with self._workbench().aside():
             scaler = self._bound().accelerator.scaler
             number = len(engine.record.rounds)
@@ -317,12 +301,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         engine = self._started()
         self._sealer.forget()
         self._recovery().end()
-        best = engine.record.best or {}
-        if round_.verdict != "rejected" or not Path(best.get("best_model_checkpoint") or "").is_dir():
-            best = {}  # a checkpoint of the bigger model must not be loaded into this one at the end
-        for name in _BEST:
-            setattr(state, name, best.get(name))
-        engine.record.best = None
+        put_back_best(state, engine.record, round_)
         self._workbench().log_round(round_, engine.record.metric)
         logger.info("Round %d %s: %s", round_.number, round_.verdict, round_.reason)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -12,11 +13,12 @@ from transformers.trainer_callback import DefaultFlowCallback, ProgressCallback
 
 from .config import PruningConfig
 from .data import calibration_loader
+from .engine import PruningEngine
 from .features import measure_similarity
 from .metric import strip_prefix
-from .record import Round
+from .record import PruningRecord, Round
 from .runtime import Runtime, keep_rng_state
-from .subject import trained_model
+from .subject import trained_model, trained_whole
 from .trainers import UnflattenedBatches, as_model_inputs, evaluator_of, keep_books
 from .verify import first_batch
 
@@ -50,18 +52,33 @@ class Workbench:
         self.runtime = runtime
         self._loader: Any = None
 
-    def prepare_calibration(self) -> dict[str, Any]:
-        """Build the calibration batches the way the Trainer builds its own.
+    def make_engine(self, record: PruningRecord | None) -> PruningEngine:
+        """The engine of a run inside this Trainer's training, with its calibration batches.
 
-        Returns:
-            `dict`: facts for the record.
+        Args:
+            record (`PruningRecord`, *optional*): of a run that is gone on with.
 
         Raises:
             CalibrationError: if there are no examples.
         """
+        args, config = self.trainer.args, self.config
+        engine = PruningEngine(
+            trained_model(self.trainer),
+            config,
+            measure=self.measure,
+            evaluate=self.evaluate,
+            runtime=self.runtime,
+            trains=config.recovery_epochs > 0,
+            snapshot_directory=Path(args.output_dir or "."),
+            metric_hint=self.metric_hint,
+            whole=trained_whole(self.trainer),
+            verify_inputs=self.verify_inputs,
+            record=record,
+        )
         way = "LayerPruningCallback(trainer, config, calibration=other_dataset)"
-        self._loader, facts = calibration_batches(self.trainer, self.config, self.calibration, way)
-        return facts
+        self._loader, engine.record.calibration = calibration_batches(self.trainer, config, self.calibration, way)
+        engine.record.world_size = args.world_size
+        return engine
 
     def measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
         """Similarity of all pairs of layers of each stack."""
