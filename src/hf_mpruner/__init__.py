@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         CalibrationError,
         MPrunerError,
         PlanMismatchError,
+        PushError,
         UnsupportedArchitectureError,
         UnsupportedBackendError,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "PruningPlan",
     "PruningRecord",
     "PruningReport",
+    "PushError",
     "SimilarityAccumulator",
     "SimilarityMatrix",
     "SimilarityProtocol",
@@ -70,6 +72,7 @@ _MODULE_OF = {
     "PruningPlan": "plan",
     "PruningRecord": "record",
     "PruningReport": "report",
+    "PushError": "errors",
     "SimilarityAccumulator": "similarity",
     "SimilarityMatrix": "similarity",
     "SimilarityProtocol": "similarity",

@@ -19,3 +19,7 @@ class UnsupportedBackendError(MPrunerError, NotImplementedError):
 
 class CalibrationError(MPrunerError, ValueError):
     """The calibration data or the activations it produces cannot be measured."""
+
+
+class PushError(MPrunerError):
+    """Something did not get to the Hub; the text says why, what is there now, and what to type next."""
