@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SETUP = configparser.RawConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 # Where the name to import is not the name to install.
-INSTALLED_AS = {"PIL": "pillow"}
+INSTALLED_AS = {"PIL": "pillow", "yaml": "pyyaml"}
 USER_EXTRAS = ("plots", "vision", "peft", "evaluate", "trainers")
 
 

@@ -495,7 +495,7 @@ def test_config_file_and_flags(world, tmp_path, run):
     config.write_text('{"treshold": 0.9}')
     assert "unknown key 'treshold' (did you mean 'threshold'?)" in run(*words, config, "--dry_run").err
     config.write_text("[1]")
-    assert "holds a list, not keys and values" in run(*words, config, "--dry_run").err
+    assert "holds a list, not the names of flags and their values" in run(*words, config, "--dry_run").err
     config.write_text("{")
     assert "is no JSON: " in run(*words, config, "--dry_run").err
 

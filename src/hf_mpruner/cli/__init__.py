@@ -64,6 +64,9 @@ def _run(words: list[str]) -> int:
             prog=f"hf-mpruner {command}", usage=module.USAGE, description=module.__doc__, epilog=module.EXAMPLES
         )
         module.add_arguments(parser)
+        from .configfile import use_config_file
+
+        use_config_file(parser, words[1:])
         args = parser.parse_args(words[1:])
         from .quiet import quiet_libraries
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import types
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hf_mpruner.config import CONFIG_NAME, PruningConfig
 
-from .parser import UsageError, add_model_flags, closest
+from .parser import UsageError, add_model_flags
 
 
 def add_config_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -23,7 +21,9 @@ def add_config_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """
     group = parser.add_argument_group("pruning", "the fields of PruningConfig")
     group.add_argument(
-        "--config", metavar="FILE", help=f"JSON with the same keys, or a folder with {CONFIG_NAME}; flags go before it"
+        "--config",
+        metavar="FILE",
+        help=f"YAML or JSON whose keys are names of flags, or a folder with {CONFIG_NAME}; what is typed goes before it",
     )
     hints = get_type_hints(PruningConfig)
     for field in dataclasses.fields(PruningConfig):
@@ -33,15 +33,15 @@ def add_config_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 def read_config(args: argparse.Namespace, **defaults: Any) -> PruningConfig:
-    """The config that was asked for: defaults, then the file, then the flags.
+    """The config that was asked for: defaults, then what `--config` or the flags say.
 
     Raises:
-        UsageError: for a value that `PruningConfig` refuses, or a file that is no such config.
+        UsageError: for a value that `PruningConfig` refuses.
     """
     names = [field.name for field in dataclasses.fields(PruningConfig)]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
-        return PruningConfig(**{**defaults, **_read_file(args.config, names), **given})
+        return PruningConfig(**{**defaults, **given})
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
@@ -61,27 +61,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _read_file(path: str | None, names: list[str]) -> dict[str, Any]:
-    if path is None:
-        return {}
-    file = Path(path) / CONFIG_NAME if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise UsageError(f"--config {path}: there is no such file, and no {CONFIG_NAME} in a folder of that name.")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"--config {path} is no JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"--config {path} holds a {type(values).__name__}, not keys and values.")
-    values.pop("hf_mpruner_version", None)
-    for key in values:
-        if key not in names:
-            raise UsageError(f"--config {path}: unknown key '{key}'{closest(key, names)}.")
-    return values
-
-
 def _add_flag(group: Any, name: str, hint: Any, text: str) -> None:
-    # without a default, so that what was not typed is not in the namespace and the file may speak
+    # without a default, so that what neither was typed nor stands in the file is not in the namespace
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(part for part in get_args(hint) if part is not type(None))
