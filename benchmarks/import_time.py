@@ -1,4 +1,6 @@
-"""Seconds that hf_mpruner adds to what a user imports anyway. Run: `python benchmarks/import_time.py [--runs 7]`.
+"""Seconds that hf_mpruner adds to what a user imports anyway, and from `hf-mpruner --help` to its first byte.
+
+Run: `python benchmarks/import_time.py [--runs 7]`.
 
 Both times of a pair are taken in one fresh interpreter, one import after the other, so that a slow disk or a busy
 machine slows both. The first interpreter is thrown away: it fills the file cache for the rest.
@@ -10,6 +12,7 @@ import argparse
 import statistics
 import subprocess
 import sys
+import time
 
 PAIRS = {
     "import hf_mpruner": ("import transformers", "import hf_mpruner"),
@@ -45,8 +48,30 @@ def measure_pair(first: str, second: str, runs: int) -> list[tuple[float, float]
     return pairs[1:]
 
 
+def measure_first_byte(*words: str, runs: int) -> list[float]:
+    """Seconds until a command's first byte on stdout, process start included.
+
+    Args:
+        words (`str`): after `hf-mpruner`.
+        runs (`int`): processes.
+
+    Returns:
+        `list[float]`: of each process.
+    """
+    seconds = []
+    for _ in range(runs + 1):
+        begin = time.perf_counter()
+        with subprocess.Popen([sys.executable, "-m", "hf_mpruner", *words], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            if not process.stdout.read(1):
+                raise SystemExit(f"hf-mpruner {' '.join(words)} printed nothing")
+            seconds.append(time.perf_counter() - begin)
+            process.stdout.read()
+    return seconds[1:]
+
+
 def main() -> None:
-    """Print a row a pair: the median of the base, the median and the largest of what is added."""
+    """Print a row a pair: the median of the base, the median and the largest of what is added; then a row a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="interpreters a pair")
     runs = parser.parse_args().runs
@@ -56,6 +81,10 @@ def main() -> None:
         base = statistics.median(pair[0] for pair in pairs)
         added = [pair[1] for pair in pairs]
         print(f"{name:<20} {first:<36} {base:8.3f} {statistics.median(added):8.3f} {max(added):8.3f}")
+    for words in (["--help"], ["prune", "--help"]):
+        seconds = measure_first_byte(*words, runs=runs)
+        shown = " ".join(["hf-mpruner", *words])
+        print(f"{shown:<24} {'(to first byte)':<32} {'':>8} {statistics.median(seconds):8.3f} {max(seconds):8.3f}")
 
 
 if __name__ == "__main__":

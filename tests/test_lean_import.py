@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from hf_mpruner.cli import COMMANDS
+
 # What transformers.Trainer itself may load; our callback adds nobody of its own choice to the list.
 HEAVY = {
     "accelerate",
@@ -18,6 +22,11 @@ HEAVY = {
     "torch",
     "transformers",
 }
+
+
+_QUIET_HELP = (
+    "keep, sys.stdout = sys.stdout, sys.stderr; from hf_mpruner.cli import main; main({!r}); sys.stdout = keep"
+)
 
 
 def modules_after(*lines: str) -> list[set[str]]:
@@ -47,3 +56,11 @@ def test_the_callback_adds_no_package_to_the_trainer() -> None:
     before, after = modules_after("from transformers import Trainer", "from hf_mpruner import LayerPruningCallback")
     added = packages(after) - packages(before) - set(sys.stdlib_module_names)
     assert added == {"hf_mpruner"}
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    words = [*([command] if command else []), "--help"]
+    before, after = modules_after("import os", f"sys.stderr = open(os.devnull, 'w'); {_QUIET_HELP.format(words)}")
+    assert "hf_mpruner.cli" in after
+    assert not packages(after - before) & HEAVY

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from hf_mpruner.similarity import SimilarityMatrix
+    from hf_mpruner.similarity import SimilarityMatrix
 
 Linkage = Literal["anchor", "chain"]
 
@@ -81,6 +82,8 @@ def _check_threshold(threshold: float) -> None:
 
 def _checked_values(matrix: SimilarityMatrix | Tensor) -> list[list[float]]:
     """The similarities as nested lists."""
+    from hf_mpruner.similarity import SimilarityMatrix  # here, so that a command line's --help loads no torch
+
     values = matrix.values if isinstance(matrix, SimilarityMatrix) else matrix
     if values.dim() != 2 or values.shape[0] != values.shape[1] or not len(values):
         raise ValueError(

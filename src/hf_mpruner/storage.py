@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .errors import MPrunerError
 
 
@@ -52,6 +50,8 @@ def write_tensors(file: Path, values: dict[str, Any]) -> Path:
     Raises:
         MPrunerError: if that fails, e.g. on a full disk; says how much is free, and nothing is left behind.
     """
+    import torch
+
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:

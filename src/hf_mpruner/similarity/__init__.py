@@ -1,9 +1,19 @@
-"""Linear CKA between layers: the estimator, the streaming accumulator, the matrix. Torch only."""
+"""Linear CKA between layers: the estimator, the streaming accumulator, the matrix. Torch only.
 
-from hf_mpruner.similarity.accumulator import SimilarityAccumulator
-from hf_mpruner.similarity.hsic import centred_gram, feature_space_hsic, gram_hsic, linear_cka
-from hf_mpruner.similarity.matrix import SimilarityMatrix
+Torch is loaded with the first name that needs it, so that a command line can show its flags without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from hf_mpruner.similarity.protocol import MIN_ROWS, PROTOCOLS, SimilarityProtocol
+
+if TYPE_CHECKING:
+    from hf_mpruner.similarity.accumulator import SimilarityAccumulator
+    from hf_mpruner.similarity.hsic import centred_gram, feature_space_hsic, gram_hsic, linear_cka
+    from hf_mpruner.similarity.matrix import SimilarityMatrix
 
 __all__ = [
     "MIN_ROWS",
@@ -16,3 +26,25 @@ __all__ = [
     "gram_hsic",
     "linear_cka",
 ]
+
+_MODULE_OF = {
+    "SimilarityAccumulator": "accumulator",
+    "SimilarityMatrix": "matrix",
+    "centred_gram": "hsic",
+    "feature_space_hsic": "hsic",
+    "gram_hsic": "hsic",
+    "linear_cka": "hsic",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the module of a name on first use (PEP 562).
+
+    Raises:
+        AttributeError: for a name that is not of this package.
+    """
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Its names: {', '.join(__all__)}.")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
