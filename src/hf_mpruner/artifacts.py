@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 
 from .errors import MPrunerError
 from .heads import find_auto_class
+from .report.plots import write_heat_maps
 from .runtime import keep_rng_state
 from .storage import new_folder, write_text
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from .config import PruningConfig
     from .report import PruningReport
-    from .similarity import SimilarityMatrix
-
-logger = logging.getLogger(__name__)
 
 # What makes a folder somebody's model.
 _MODEL_FILES = (
@@ -167,19 +164,6 @@ def check_saved_model(model: PreTrainedModel, folder: Path) -> None:
             f"The saved {type(model).__name__} is not the model in memory: loaded back it has {'; '.join(problems[:5])}. "
             "Nothing was written. This is a defect: please report it with the model's config."
         )
-
-
-def write_heat_maps(folder: Path, matrices: dict[str, SimilarityMatrix], stem: str) -> list[str]:
-    """Draw `{stem}_{stack}.png` for each stack; without matplotlib say so once and draw nothing."""
-    names: list[str] = []
-    for path, matrix in matrices.items():
-        try:
-            matrix.plot(folder / f"{stem}_{path}.png")
-        except ImportError as error:
-            logger.warning("No heat maps were drawn: %s", error)
-            return names
-        names.append(f"{stem}_{path}.png")
-    return names
 
 
 def render_readme(

@@ -23,10 +23,15 @@ def write_text(file: Path, text: str) -> Path:
     Returns:
         `Path`: the same path.
     """
+    return write_bytes(file, text.encode("utf-8"))
+
+
+def write_bytes(file: Path, content: bytes) -> Path:
+    """Write a file the way `write_text` writes."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hf_mpruner.artifacts import check_output_dir, check_saved_model, write_artifacts, write_heat_maps
+from hf_mpruner.artifacts import check_output_dir, check_saved_model, write_artifacts
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.errors import MPrunerError
 from hf_mpruner.heads import find_auto_class
 from hf_mpruner.oneshot import prune_
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.report import PruningReport
-from hf_mpruner.similarity import SimilarityMatrix, SimilarityProtocol
 
 CONFIG = PruningConfig(threshold=0.0, protect=["2"])
 
@@ -201,10 +199,3 @@ def test_auto_class_and_own_class(make_vit):
         pass
 
     assert find_auto_class(Own(make_vit().config)) == ("Own", __name__)
-
-
-def test_without_matplotlib_the_rest_is_written(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    matrix = SimilarityMatrix(torch.eye(3), SimilarityProtocol(), 8, "layers")
-    assert write_heat_maps(tmp_path, {"layers": matrix, "more": matrix}, "similarity") == []
-    assert caplog.text.count("pip install hf_mpruner[plots]") == 1

@@ -107,7 +107,7 @@ def _choices(model: Any, matrices: Any, stacks: Any, config: Any) -> list[dict[s
 
 def _write(folder: Path, matrices: Any, plan: Any) -> bool:
     """Write everything; false if no heat map could be drawn."""
-    from hf_mpruner.artifacts import write_heat_maps
+    from hf_mpruner.report.plots import write_heat_maps
 
     folder.mkdir(parents=True, exist_ok=True)
     for path, matrix in matrices.items():

@@ -1,0 +1,306 @@
+"""The figures of a report as matplotlib draws them, and the picture files that go beside a model."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_mpruner.similarity import SimilarityMatrix
+from hf_mpruner.storage import write_bytes
+
+from .series import (
+    STATES,
+    LayerStrip,
+    MetricCurve,
+    MetricPoint,
+    State,
+    layer_strips,
+    measured_models,
+    metric_curve,
+    short_names,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .report import PruningReport
+
+logger = logging.getLogger(__name__)
+
+PLOTS_FOLDER = "plots"
+Size = Literal["parameters", "bytes"]
+
+# A line of strips holds so many layers before the next stack goes below.
+_LINE_LAYERS = 40
+_CELL = 0.24  # inches
+_INK, _FAINT, _KEPT, _CHANGE = "#1f2933", "#d5dae0", "#2b6cb0", "#c2410c"
+_LOOKS: dict[State, dict[str, Any]] = {
+    "kept": {"facecolor": _KEPT, "edgecolor": "white"},
+    "removed": {"facecolor": _CHANGE, "edgecolor": "white"},
+    "gone": {"facecolor": "#eef0f3", "edgecolor": "white"},
+    "candidate": {"facecolor": "white", "edgecolor": _CHANGE, "hatch": "////"},
+}
+# Of the similarity curves: from the first round to the model that was kept.
+_CURVES = ("#2b6cb0", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4d5b6a")
+
+
+def write_plots(report: PruningReport, folder: str | os.PathLike[str]) -> list[str]:
+    """Draw every figure that the report has the facts for into `plots/`; each file appears whole or not at all.
+
+    Args:
+        report (`PruningReport`): of a finished run.
+        folder (path): where the folder `plots` is made, or written into.
+
+    Returns:
+        `list[str]`: names relative to the folder: `plots/similarity_round_{n}_{stack}.png`,
+        `plots/similarity_after_{stack}.png`, `plots/layers.png`, `plots/metric.png`, `plots/adjacent_similarity.png`.
+        Without matplotlib nothing is drawn, and the log says so once.
+    """
+    names = []
+    try:
+        for name, figure in draw_figures(report):
+            target = Path(folder) / PLOTS_FOLDER / f"{name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(target, to_png(figure))
+            names.append(f"{PLOTS_FOLDER}/{name}.png")
+    except ImportError as error:
+        logger.warning("No plots were drawn: %s", error)
+        return []
+    return names
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG file; equal figures give equal bytes under one matplotlib."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def write_heat_maps(folder: Path, matrices: dict[str, SimilarityMatrix], stem: str) -> list[str]:
+    """Draw `{stem}_{stack}.png` for each stack; without matplotlib say so once and draw nothing."""
+    names = []
+    try:
+        for name, figure in _heat_maps(stem, matrices):
+            write_bytes(folder / f"{name}.png", to_png(figure))
+            names.append(f"{name}.png")
+    except ImportError as error:
+        logger.warning("No heat maps were drawn: %s", error)
+        return []
+    return names
+
+
+def draw_figures(report: PruningReport) -> Iterator[tuple[str, Figure]]:
+    """Every figure that the report has the facts for, with its name.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    for number, matrices in report.similarities():
+        yield from _heat_maps(f"similarity_round_{number}", matrices, f"before round {number}")
+    models = measured_models(report)
+    for model in models:
+        if model.kept:
+            yield from _heat_maps("similarity_after", model.matrices, "after")
+    if report.rounds:
+        yield "layers", draw_layers(report)
+    if (curve := metric_curve(report)) is not None:
+        yield "metric", draw_metric(curve)
+    if any(len(matrix.layers) > 1 for model in models for matrix in model.matrices.values()):
+        yield "adjacent_similarity", draw_adjacent_similarity(report)
+
+
+def _heat_maps(stem: str, matrices: dict[str, SimilarityMatrix], when: str = "") -> Iterator[tuple[str, Figure]]:
+    for path, matrix in matrices.items():
+        figure: Any = matrix.plot(title=f"{path}, {when}" if when else None).figure
+        yield f"{stem}_{file_name(path)}", figure
+
+
+def file_name(path: str) -> str:
+    """A stack's path as part of a file's name: what no path of a module has cannot lead out of the folder."""
+    return re.sub(r"[^\w.-]", "_", path).lstrip(".") or "stack"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that no pyplot knows: the user's backend and open figures stay as they are.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib, which is missing: pip install hf_mpruner[plots]") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_layers(report: PruningReport) -> Figure:
+    """What every round did to every original layer: a row a round, a column a layer, a strip a stack.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    strips = layer_strips(report)
+    names = short_names([strip.path for strip in strips])
+    needed = {strip.path: max(strip.depth, 1 + len(names[strip.path]) // 3) for strip in strips}  # a cell is 3 letters
+    lines = _lines(strips, needed)
+    widest = max(sum(needed[strip.path] + 1 for strip in line) for line in lines)
+    cell = min(_CELL, 13 / widest)
+    height = (len(report.rounds) + 1) * _CELL + 0.75
+    figure = new_figure(max(5.2, widest * cell + 1.7), len(lines) * height + 0.45)
+    for part, line in zip(figure.subfigures(len(lines), 1, squeeze=False)[:, 0], lines, strict=True):
+        rest = widest - sum(needed[strip.path] + 1 for strip in line)
+        ratios = [*(needed[strip.path] + 1 for strip in line), max(1e-3, rest)]
+        axes = part.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
+        axes[-1].set_axis_off()
+        for number, (ax, strip) in enumerate(zip(axes, line, strict=False)):
+            _draw_strip(ax, strip, names[strip.path], needed[strip.path], labelled=number == 0)
+    from matplotlib.patches import Patch
+
+    shown = {state for strip in strips for row in strip.rows for state in row.states} | {"kept"}
+    handles = [Patch(label=words, **_LOOKS[state]) for state, words in STATES.items() if state in shown]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _lines(strips: list[LayerStrip], needed: dict[str, int]) -> list[list[LayerStrip]]:
+    """Short stacks, such as the stages of a ResNet, stand side by side."""
+    lines: list[list[LayerStrip]] = []
+    for strip in strips:
+        if lines and sum(needed[one.path] + 1 for one in lines[-1]) + needed[strip.path] <= _LINE_LAYERS:
+            lines[-1].append(strip)
+        else:
+            lines.append([strip])
+    return lines
+
+
+def _draw_strip(ax: Axes, strip: LayerStrip, name: str, width: int, labelled: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    kept = set(strip.kept)
+    end: tuple[State, ...] = tuple("kept" if layer in kept else "gone" for layer in range(strip.depth))
+    rounds = [(f"round {row.round_.number}, {row.verdict}", row.states) for row in strip.rows]
+    rows = [*rounds, ("in the end", end)]
+    for y, (_, states) in enumerate(rows):
+        for x, state in enumerate(states):
+            ax.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, linewidth=0.6, **_LOOKS[state]))
+    ax.set_xlim(-0.5, width + 0.5)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    step = max(1, round(strip.depth / 16))
+    ax.set_xticks(range(0, strip.depth, step), [str(i) for i in range(0, strip.depth, step)], fontsize=7)
+    ax.set_yticks(range(len(rows)), [row for row, _ in rows] if labelled else [""] * len(rows), fontsize=8)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(name, fontsize=9, loc="left")
+
+
+def draw_metric(curve: MetricCurve, size: Size = "parameters") -> Figure:
+    """The deciding metric of every measured model against its size.
+
+    Args:
+        curve (`MetricCurve`): the models.
+        size (`"parameters"` or `"bytes"`): what the horizontal axis shows.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    figure = new_figure(6.4, 4.2)
+    ax = figure.add_subplot()
+    xs = [_size(point, size) for point in curve.points]
+    kept = [(x, point.metric) for x, point in zip(xs, curve.points, strict=True) if point.accepted]
+    ax.plot(*zip(*kept, strict=True), color=_KEPT, linewidth=1.2, alpha=0.6, zorder=1)
+    for x, point in zip(xs, curve.points, strict=True):
+        colour = _KEPT if point.accepted else _CHANGE
+        if point.interval is not None:
+            low, high = point.interval
+            errors = [[max(0.0, point.metric - low)], [max(0.0, high - point.metric)]]
+            ax.errorbar(x, point.metric, yerr=errors, color=colour, capsize=3, linewidth=1, zorder=2)
+        face = colour if point.accepted else "white"
+        shape = "s" if point.label == "original" else "o"
+        ax.plot(x, point.metric, shape, markersize=7, markeredgecolor=colour, markerfacecolor=face, zorder=3)
+        offset: dict[str, Any] = {"xytext": (7, 5), "textcoords": "offset points"}
+        ax.annotate(point.label, (x, point.metric), fontsize=8, color=_INK, **offset)
+    if curve.limit is not None:
+        ax.axhline(curve.limit, color=_INK, linewidth=0.9, linestyle="--", zorder=0)
+        ax.annotate(
+            "worst value allowed", (1, curve.limit), xycoords=("axes fraction", "data"), fontsize=8, ha="right",
+            xytext=(-4, -11 if curve.greater_is_better else 4), textcoords="offset points", color=_INK,
+        )  # fmt: skip
+    ax.xaxis.set_major_formatter(EngFormatter(unit="B" if size == "bytes" else "", sep=" " if size == "bytes" else ""))
+    ax.margins(0.12)
+    ax.set_xlabel("size" if size == "bytes" else "parameters")
+    ax.set_ylabel(curve.metric)
+    notes = ["hollow: rejected"] if not all(point.accepted for point in curve.points) else []
+    if any(point.interval is not None for point in curve.points):
+        notes.append(f"bars: {curve.confidence:.0%} confidence interval")
+    ax.set_title("; ".join(notes), fontsize=8, loc="left", color="0.35")
+    _plain(ax)
+    return figure
+
+
+def _size(point: MetricPoint, size: Size) -> int:
+    return point.measured.num_bytes if size == "bytes" else point.measured.parameters
+
+
+def draw_adjacent_similarity(report: PruningReport) -> Figure:
+    """Similarity of each layer with the next one that is left, for every measured model, on the original numbering.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    models, depths = measured_models(report), report.record.depths
+    paths = [path for path in depths if any(_has_curve(model.matrices.get(path)) for model in models)]
+    names, threshold = short_names(paths), report.record.config.get("threshold")
+    columns = 1 if len(paths) == 1 or max(depths.values()) > _LINE_LAYERS else 2
+    rows = -(-len(paths) // columns)
+    figure = new_figure(7.2 if columns == 1 else 9.6, 2.6 * rows + 0.7)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for ax, path in zip(axes, paths, strict=False):
+        for number, model in enumerate(models):
+            matrix = model.matrices.get(path)
+            if matrix is not None and _has_curve(matrix):
+                ax.plot(
+                    *middles(matrix), color=_CURVES[number % len(_CURVES)], linestyle="--" if model.kept else "-",
+                    marker="os^Dv"[number % 5], markersize=4 if depths[path] < 30 else 2, linewidth=1.2, label=model.name,
+                )  # fmt: skip
+        if threshold is not None:
+            ax.axhline(threshold, color=_INK, linewidth=0.9, linestyle=":", label=f"threshold {threshold:g}")
+        ax.set_xlim(-0.5, depths[path] - 0.5)
+        ax.set_title(names[path], fontsize=9, loc="left")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        _plain(ax)
+    for ax in axes[len(paths) :]:
+        ax.set_axis_off()
+    figure.supylabel("CKA of neighbouring layers", fontsize=9)
+    figure.supxlabel("between layers (original numbering)", fontsize=9)
+    labels = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    order = [name for name in (*(model.name for model in models), *labels) if name in labels]
+    shown = {name: labels[name] for name in order}
+    figure.legend(shown.values(), shown, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def middles(matrix: SimilarityMatrix) -> tuple[list[float], list[float]]:
+    """The curve of `SimilarityMatrix.adjacent`: each value half way between the two layers it compares."""
+    layers = [float(layer) for layer in matrix.layers]
+    return [(one + other) / 2 for one, other in pairwise(layers)], list(matrix.adjacent)
+
+
+def _has_curve(matrix: SimilarityMatrix | None) -> bool:
+    return matrix is not None and len(matrix.layers) > 1
+
+
+def _plain(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(_FAINT)
+    ax.tick_params(labelsize=8, color=_FAINT)
+    ax.grid(color="#eef0f3", linewidth=0.8)
+    ax.set_axisbelow(True)
