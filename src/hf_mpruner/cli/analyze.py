@@ -33,18 +33,20 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     folder = None if args.output_dir is None else _check_folder(args.output_dir)
 
-    from .loading import choose_columns, load_split
+    from hf_mpruner.tasks import find_reader
+
+    from .loading import choose_columns, load_split, read_settings
     from .measure import chosen_stacks, measure, suggest
     from .models import load_config, load_for_analysis, load_processor, main_input
 
     model_config = load_config(args.model, args.revision, args.trust_remote_code)
-    kind = main_input(model_config, args.trust_remote_code)
+    task = find_reader(main_input(model_config, args.trust_remote_code))
     data = load_split(args, "split")
-    columns = choose_columns(args, data, kind, need_label=False)
-    processor = load_processor(args.model, kind, args.revision, args.trust_remote_code)
+    columns = choose_columns(args, data, task, need_label=False)
+    processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code)
     model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code)
     stacks = chosen_stacks(model, config)
-    matrices = measure(model, data, processor, columns, config, stacks, args.max_length)
+    matrices = measure(model, data, processor, columns, config, stacks, task, read_settings(args, config.seed))
     plan = suggest(args.model, model, matrices, stacks, config)
     choices = _choices(model, matrices, stacks, config)
     drawn = folder is not None and _write(folder, matrices, plan)

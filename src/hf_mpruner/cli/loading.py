@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_mpruner.data import Columns, ModelKind, find_columns, load_data
+from transformers import PreTrainedConfig
+
+from hf_mpruner.data import Columns, load_data
+from hf_mpruner.errors import UnsupportedArchitectureError
+from hf_mpruner.tasks import Settings, Task, find_task
 
 from .parser import UsageError
 
@@ -24,14 +28,33 @@ def load_split(args: argparse.Namespace, flag: str) -> Any:
         raise UsageError(f"--{flag} {split}: {error}") from error
 
 
-def choose_columns(args: argparse.Namespace, data: Any, kind: ModelKind, *, need_label: bool) -> Columns:
+def choose_task(args: argparse.Namespace, config: PreTrainedConfig) -> Task:
+    """The task that `--task` names, or that of the checkpoint.
+
+    Raises:
+        UsageError: if several are possible, or the named one is not.
+    """
+    try:
+        return find_task(config, args.task)
+    except ValueError as error:
+        if isinstance(error, UnsupportedArchitectureError):
+            raise
+        raise UsageError(str(error)) from error
+
+
+def choose_columns(args: argparse.Namespace, data: Any, task: Task, *, need_label: bool) -> Columns:
     """The columns that the flags name, or that can be found.
 
     Raises:
         UsageError: if a named one does not exist, or none or several could be meant.
     """
-    label = getattr(args, "label_column", None)
+    named = {role: value for role, value in vars(args).items() if role.endswith("_column")}
     try:
-        return find_columns(data, kind, args.text_column, label, args.image_column, need_label=need_label)
+        return task.find_columns(data, named, need_label=need_label)
     except ValueError as error:
         raise UsageError(f"{args.dataset}: {error}") from error
+
+
+def read_settings(args: argparse.Namespace, seed: int) -> Settings:
+    """What the flags say about the way from rows to inputs."""
+    return Settings(max_length=args.max_length, seed=seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from transformers import PreTrainedModel
 from hf_mpruner.architectures import BlockStack, find_block_stacks
 from hf_mpruner.clusters import LayerCluster, find_clusters
 from hf_mpruner.config import PruningConfig
-from hf_mpruner.data import Columns, calibration_loader, draw_sample, preprocess
+from hf_mpruner.data import Columns, calibration_loader, draw_sample
 from hf_mpruner.features import measure_similarity
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.similarity import SimilarityMatrix
+from hf_mpruner.tasks import Settings, Task
 
 from .parser import UsageError
 
@@ -44,14 +44,13 @@ def measure(
     columns: Columns,
     config: PruningConfig,
     stacks: list[BlockStack],
-    max_length: int | None = None,
+    task: Task,
+    settings: Settings,
 ) -> Matrices:
     """Similarity matrices on a sample of raw data, by stack path."""
     sample = draw_sample(data, config.calibration_samples, config.seed)
-    unlabelled = dataclasses.replace(columns, label=None)
-    ready = preprocess(sample, processing_class, unlabelled, model, max_length=max_length)
     loader = calibration_loader(
-        ready,
+        task.prepare(sample, columns, model, processing_class, settings, "calibration"),
         num_samples=config.calibration_samples,
         batch_size=config.calibration_batch_size,
         seed=config.seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,53 +9,10 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto import modeling_auto
 
 from hf_mpruner.data import ModelKind
 from hf_mpruner.errors import UnsupportedArchitectureError
-
-from .parser import UsageError
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task that `prune` trains and judges.
-
-    Args:
-        name (`str`): the Hub's `pipeline_tag`.
-        kind (`"text"` or `"image"`): what the model reads.
-        auto_class (`str`): the Auto class that makes models for it.
-        table (`str`): the table of transformers from model type to the class with the task's head.
-    """
-
-    name: str
-    kind: ModelKind
-    auto_class: str
-    table: str
-
-    def head_class(self, config: PreTrainedConfig) -> str | None:
-        """Class with this task's head for a model, if there is one: in transformers, or in the model's own code."""
-        own: str | None = _own_code(config).get(self.auto_class)
-        return own.rpartition(".")[2] if own else getattr(modeling_auto, self.table).get(config.model_type)
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            "text-classification",
-            "text",
-            "AutoModelForSequenceClassification",
-            "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-        ),
-        Task(
-            "image-classification",
-            "image",
-            "AutoModelForImageClassification",
-            "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-        ),
-    )
-}
+from hf_mpruner.tasks import Task
 
 # A T5 tokenizer without a vocabulary still has its word separator.
 _FEWEST_WORDS = 2
@@ -142,31 +98,6 @@ def own_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type
     return found
 
 
-def find_task(config: PreTrainedConfig, name: str | None) -> Task:
-    """The task that was named, or the only one that this model type has a head for.
-
-    Raises:
-        UsageError: if several are possible, or the named one is not.
-        UnsupportedArchitectureError: if none is.
-    """
-    possible = {task.name: task for task in TASKS.values() if task.head_class(config)}
-    own = [task for task in possible.values() if task.head_class(config) in (config.architectures or [])]
-    if name is not None:
-        if name not in possible:
-            raise UsageError(
-                f"--task {name}: a {config.model_type} model has no head for it, only for {_listed(possible)}."
-            )
-        return possible[name]
-    if len(own) == 1 or len(possible) == 1:
-        return (own or list(possible.values()))[0]
-    if possible:
-        raise UsageError(f"A {config.model_type} model can do {_listed(possible)}: say which with --task.")
-    raise UnsupportedArchitectureError(
-        f"A {config.model_type} model has no head for {_listed(TASKS)}, the tasks that hf-mpruner prune trains. Use "
-        "LayerPruningCallback in your own training script."
-    )
-
-
 def load_processor(name: str, kind: ModelKind, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer or image processor; a tokenizer without padding pads with its end-of-text token.
 
@@ -207,7 +138,7 @@ def load_for_task(
     name: str,
     task: Task,
     *,
-    label_names: list[str],
+    label_names: list[str] | None,
     revision: str | None,
     dtype: torch.dtype | str,
     trust_remote_code: bool = False,
@@ -217,14 +148,14 @@ def load_for_task(
     Args:
         name (`str`): Hub id or folder.
         task (`Task`): says which head.
-        label_names (`list[str]`): classes of the data; a head that is new gets these.
+        label_names (`list[str]`, *optional*): classes of the data; a head that is new gets these.
         revision (`str`, *optional*): branch, tag or commit.
         dtype: of the weights, or `"auto"` for the type they were saved in.
         trust_remote_code (`bool`): whether the model's own code may run.
     """
     config = load_config(name, revision, trust_remote_code)
     auto = getattr(transformers, task.auto_class)
-    if task.head_class(config) not in (config.architectures or []):
+    if not set(task.head.classes(config)) & set(config.architectures or []) and label_names is not None:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: number for number, label in enumerate(label_names)}
     model, info = auto.from_pretrained(
@@ -252,7 +183,3 @@ def main_input(config: PreTrainedConfig, trust_remote_code: bool = False) -> Mod
             "measure_similarity(model, loader) with batches of your own."
         )
     return "text" if name == "input_ids" else "image"
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .flags import add_config_flags, add_data_flags, read_config
 from .output import add_format, command_line, say, show
 from .parser import UsageError, same_trust
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from hf_mpruner.config import PruningConfig
-    from hf_mpruner.data import Columns
     from hf_mpruner.report import PruningReport
 
-    from .models import Task
+    from .inputs import Inputs
 
 EXAMPLES = """examples:
   hf-mpruner prune MODEL --dataset dair-ai/emotion --max_metric_drop 0.01 --output_dir smaller
@@ -29,22 +26,7 @@ EXAMPLES = """examples:
 
 USAGE = "hf-mpruner prune MODEL --dataset DATASET --output_dir DIR ..."
 # What this command takes instead of PruningConfig's own defaults.
-DEFAULTS: dict[str, Any] = {"metric": "accuracy", "stop_when_done": True}
-# What every evaluation measures (training.py), and the loss.
-METRICS = ("accuracy", "f1_macro", "loss")
-_WEIGHTS_SHOWN = 3
-
-
-class Inputs(NamedTuple):
-    """Everything that was loaded, before anything is measured or trained."""
-
-    task: Task
-    model: PreTrainedModel
-    processing_class: Any
-    columns: Columns
-    train: Any
-    judge: Any
-    calibration: Any
+DEFAULTS: dict[str, Any] = {"stop_when_done": True}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +63,11 @@ def run(args: argparse.Namespace) -> int:
 
     from transformers import set_seed
 
+    from .inputs import choose_metric_name, load_inputs
+
     set_seed(config.seed)
-    inputs = _load(args, config)
+    inputs = load_inputs(args, config)
+    config = choose_metric_name(config, inputs)
     if args.dry_run:
         return _dry_run(args, config, inputs)
     report = _prune(args, config, inputs)
@@ -123,8 +108,6 @@ def _check(args: argparse.Namespace, config: PruningConfig) -> None:
             f"--start_epoch {config.start_epoch} trains but --recovery_epochs 0 does not: pass --recovery_epochs 1 or "
             "more, or leave --start_epoch out."
         )
-    if config.metric not in METRICS:
-        raise UsageError(f"--metric {config.metric} is not measured here: pass one of {', '.join(METRICS)}.")
     needed = config.start_epoch + config.recovery_epochs
     if args.num_train_epochs is not None and args.num_train_epochs < needed:
         raise UsageError(
@@ -140,46 +123,13 @@ def _check(args: argparse.Namespace, config: PruningConfig) -> None:
             raise UsageError(str(error)) from error
 
 
-def _load(args: argparse.Namespace, config: PruningConfig) -> Inputs:
-    import torch
-
-    from hf_mpruner.data import find_label_names
-
-    from .loading import choose_columns, load_split
-    from .models import find_task, load_config, load_for_task, load_processor
-
-    trains = config.recovery_epochs > 0
-    task = find_task(load_config(args.model, args.revision, args.trust_remote_code), args.task)
-    train, judge = load_split(args, "train_split"), load_split(args, "eval_split")
-    calibration = train if args.calibration_split is None else load_split(args, "calibration_split")
-    columns = choose_columns(args, train, task.kind, need_label=True)
-    processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code)
-    model, new = load_for_task(
-        args.model,
-        task,
-        label_names=find_label_names(train, str(columns.label)),
-        revision=args.revision,
-        dtype=torch.float32 if trains else "auto",
-        trust_remote_code=args.trust_remote_code,
-    )
-    if new and config.start_epoch == 0 and not args.dry_run:
-        shown = ", ".join(new[:_WEIGHTS_SHOWN])
-        raise UsageError(
-            f"'{args.model}' has no trained head for {task.name}: {len(new)} weights are new ({shown}). Pass "
-            "--start_epoch N to train it for N epochs before the first cut, or fine-tune it first."
-        )
-    if task.kind == "text" and getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = processor.pad_token_id
-    return Inputs(task, model, processor, columns, train, judge, calibration)
-
-
 def _dry_run(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> int:
     from .measure import chosen_stacks, measure, suggest
 
     model = inputs.model
     stacks = chosen_stacks(model, config)
     data = (inputs.calibration, inputs.processing_class, inputs.columns)
-    matrices = measure(model, *data, config, stacks, args.max_length)
+    matrices = measure(model, *data, config, stacks, inputs.task, inputs.settings)
     plan = suggest(args.model, model, matrices, stacks, config)
     preview = plan.preview(model)
     values = {"plan": plan.to_dict(), "preview": dataclasses.asdict(preview)}
@@ -190,20 +140,17 @@ def _dry_run(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) ->
 
 def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> PruningReport:
     from hf_mpruner.callback import LayerPruningCallback
-    from hf_mpruner.data import draw_sample, preprocess
+    from hf_mpruner.data import draw_sample
     from hf_mpruner.metric import strip_prefix
     from hf_mpruner.oneshot import prune_
 
     from .training import make_trainer
 
-    def ready(data: Any, columns: Columns = inputs.columns) -> Any:
-        return preprocess(data, inputs.processing_class, columns, inputs.model, max_length=args.max_length)
-
     trains = config.recovery_epochs > 0
-    judge = ready(inputs.judge)
-    train = ready(inputs.train) if trains else None
+    judge = inputs.prepare(inputs.judge, "judge")
+    train = inputs.prepare(inputs.train, "train") if trains else None
     sample = draw_sample(inputs.calibration, config.calibration_samples, config.seed)
-    calibration = ready(sample, dataclasses.replace(inputs.columns, label=None))
+    calibration = inputs.prepare(sample, "calibration")
     parts = [f"similarity is measured on {len(calibration):,} examples", f"{len(judge):,} judge"]
     say(args, ", ".join([*([] if train is None else [f"{len(train):,} train"]), *parts]) + ".")
     if args.eval_split in (args.train_split if trains else None, args.calibration_split or args.train_split):
@@ -213,9 +160,7 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
             "with --eval_split.",
         )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(
-            args, config, inputs.model, inputs.processing_class, train=train, judge=judge, folder=folder
-        )
+        trainer = make_trainer(args, config, inputs, train=train, judge=judge, folder=folder)
         if not trains:
             return prune_(
                 inputs.model,

@@ -7,20 +7,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
-    EvalPrediction,
-    PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 
 from hf_mpruner.config import PruningConfig
 
+from .inputs import Inputs
 from .output import say
 
 # Rounds that the default number of epochs leaves room for; a run ends earlier once no layers are alike.
@@ -30,8 +27,7 @@ ROUNDS = 10
 def make_trainer(
     args: argparse.Namespace,
     config: PruningConfig,
-    model: PreTrainedModel,
-    processing_class: Any,
+    inputs: Inputs,
     *,
     train: Any,
     judge: Any,
@@ -42,14 +38,15 @@ def make_trainer(
     Args:
         args: of the command.
         config (`PruningConfig`): how many epochs a round takes.
-        model (`PreTrainedModel`): to train and judge.
-        processing_class: its tokenizer (pads the batches) or image processor.
+        inputs (`Inputs`): the model, and the task with its Trainer, collator and metrics.
         train (*optional*): model-ready examples to train on.
         judge: model-ready examples to evaluate on.
         folder (`str`): a temporary folder.
     """
     epochs = args.num_train_epochs or config.start_epoch + config.recovery_epochs * (config.max_rounds or ROUNDS)
-    arguments = TrainingArguments(
+    task, model, processing_class = inputs.task, inputs.model, inputs.processing_class
+    trainer_class, arguments_class = task.trainer_classes()
+    arguments = arguments_class(
         output_dir=folder,
         num_train_epochs=epochs,
         learning_rate=args.learning_rate,
@@ -65,13 +62,14 @@ def make_trainer(
         disable_tqdm=not sys.stderr.isatty() or args.format == "quiet",
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
-    trainer = Trainer(
+    trainer = trainer_class(
         model,
         arguments,
         train_dataset=train,
         eval_dataset=judge,
         processing_class=processing_class,
-        compute_metrics=classification_metrics,
+        data_collator=task.make_collator(model, processing_class),
+        compute_metrics=task.make_compute_metrics(model, processing_class, judge),
     )
     for printer in (PrinterCallback, ProgressCallback):  # both print logs to stdout, which is for data
         trainer.remove_callback(printer)
@@ -79,23 +77,6 @@ def make_trainer(
         trainer.add_callback(Bars())
     trainer.add_callback(Talk(lambda text: say(args, text)))
     return trainer
-
-
-def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, and F1 averaged over the classes that occur.
-
-    Example:
-        >>> scores = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [3.0, 1.0]])
-        >>> classification_metrics(EvalPrediction(scores, np.array([0, 1, 1, 0])))
-        {'accuracy': 0.75, 'f1_macro': 0.7333333333333334}
-    """
-    scores = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    guessed, labels = scores.argmax(-1), prediction.label_ids
-    f1 = []
-    for label in np.union1d(guessed, labels):
-        hits = int(((guessed == label) & (labels == label)).sum())
-        f1.append(2 * hits / int((guessed == label).sum() + (labels == label).sum()))
-    return {"accuracy": float((guessed == labels).mean()), "f1_macro": float(np.mean(f1))}
 
 
 class Bars(ProgressCallback):
