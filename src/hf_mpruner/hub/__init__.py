@@ -1,6 +1,23 @@
 """The Hub, seen from here: names and rights, one whole commit that is safe to try again, what must not leave."""
 
+from .account import Account, find_account
+from .commit import Pushed, commit_files
 from .ids import check_repo_id
 from .leaks import NEVER_SENT, Secrets, find_leaks, is_local, scrub_json
+from .remote import WEIGHTS, Remote, find_remote
 
-__all__ = ["NEVER_SENT", "Secrets", "check_repo_id", "find_leaks", "is_local", "scrub_json"]
+__all__ = [
+    "NEVER_SENT",
+    "WEIGHTS",
+    "Account",
+    "Pushed",
+    "Remote",
+    "Secrets",
+    "check_repo_id",
+    "commit_files",
+    "find_account",
+    "find_leaks",
+    "find_remote",
+    "is_local",
+    "scrub_json",
+]
