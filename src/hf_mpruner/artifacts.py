@@ -95,7 +95,7 @@ def write_artifacts(
     model: PreTrainedModel,
     processing_class: Any = None,
     report: PruningReport,
-    config: PruningConfig,
+    config: PruningConfig | None = None,
     source: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -108,7 +108,7 @@ def write_artifacts(
         model (`PreTrainedModel`): the pruned model.
         processing_class (*optional*): its tokenizer, image processor or processor.
         report (`PruningReport`): of the run that pruned it.
-        config (`PruningConfig`): what was asked for.
+        config (`PruningConfig`, *optional*): what was asked for; without it no `pruning_config.json` is written.
         source (path or `str`, *optional*): the model that was read; its folder is never replaced.
         overwrite (`bool`): replace a model that is there.
 
@@ -134,7 +134,8 @@ def write_artifacts(
             processing_class.save_pretrained(draft)
         check_saved_model(model, draft)
         report.plan.save_pretrained(draft)
-        config.save_pretrained(draft)
+        if config is not None:
+            config.save_pretrained(draft)
         report.save(draft)
         pictures = [
             picture
@@ -167,7 +168,7 @@ def check_saved_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def render_readme(
-    model: PreTrainedModel, report: PruningReport, config: PruningConfig, title: str, pictures: list[str]
+    model: PreTrainedModel, report: PruningReport, config: PruningConfig | None, title: str, pictures: list[str]
 ) -> str:
     """The README of an output folder: measured numbers, what was removed, how to load it."""
     import transformers
@@ -194,8 +195,14 @@ def render_readme(
             f"Kept: {_numbers(stack.kept)}."
             for path, stack in plan.stacks.items()
         ),
-        f"Threshold {config.threshold:g}, linkage {config.linkage}, seed {config.seed}; every setting is in "
-        "`pruning_config.json`, every round with its evidence in `report.json`.",
+        *(
+            []
+            if config is None
+            else [
+                f"Threshold {config.threshold:g}, linkage {config.linkage}, seed {config.seed}; every setting is in "
+                "`pruning_config.json`, every round with its evidence in `report.json`."
+            ]
+        ),
         "## How to load it",
         f'```python\nfrom {module} import {name}\n\nmodel = {name}.from_pretrained(".")  # this folder\n```',
         "hf_mpruner is not needed for that. The same cut on a fresh copy of the original model:",

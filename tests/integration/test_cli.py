@@ -127,7 +127,7 @@ def test_help_loads_nothing_heavy():
     assert done.stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize("command", ["inspect", "analyze", "prune"])
+@pytest.mark.parametrize("command", ["inspect", "analyze", "prune", "apply"])
 def test_help_of_a_command_shows_examples(command, run):
     result = run(command, "--help")
     assert result.code == 0

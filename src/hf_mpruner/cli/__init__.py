@@ -17,11 +17,13 @@ COMMANDS = {
     "inspect": "what can be cut in a model, what is pinned and why, what a cut rewrites; reads no weights",
     "analyze": "measure the similarity of its layers, suggest plans",
     "prune": "cut, recover, judge, and save the smaller model",
+    "apply": "cut a model as a plan says, without training",
 }
 EXAMPLES = """examples:
   hf-mpruner inspect google-bert/bert-base-uncased
   hf-mpruner analyze MODEL --dataset dair-ai/emotion --output_dir analysis
   hf-mpruner prune   MODEL --dataset dair-ai/emotion --max_metric_drop 0.01 --output_dir smaller
+  hf-mpruner apply   MODEL --plan analysis --output_dir smaller
 
 Each command has its own --help. HF_MPRUNER_DEBUG=1 shows the whole trace of an error."""
 INTERRUPTED = 130
