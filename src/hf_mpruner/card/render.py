@@ -1,0 +1,159 @@
+"""A report as README.md: metadata, title, and the section that is ours."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from hf_mpruner.config import PruningConfig
+from hf_mpruner.report import PruningReport
+
+from .check import check_card, is_hub_id
+from .facts import ModelFacts
+from .front import BEGIN, END, dump_yaml, written_note
+from .metadata import build_metadata
+from .prose import all_settings, data_lines, headlines, limits, opening, recovery_lines, stack_rows, state
+from .snippets import replay_snippet, usage_snippet
+from .words import code, plain
+
+_BEFORE, _AFTER = "similarity_round_", "similarity_after_"
+
+
+def render_card(
+    report: PruningReport,
+    *,
+    model: ModelFacts,
+    config: PruningConfig | None = None,
+    repo_id: str | None = None,
+    title: str,
+    pictures: Sequence[str] = (),
+    base_model: str | None = None,
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
+    tags: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+) -> str:
+    """The whole README.md of a pruned model.
+
+    Args:
+        report (`PruningReport`): every number is from it.
+        model (`ModelFacts`): of the pruned model.
+        config (`PruningConfig`, *optional*): by default the one in the report's record.
+        repo_id (`str`, *optional*): where its code loads the model from; by default the folder that the card lies in.
+        title (`str`): the heading.
+        pictures (sequence of `str`): names relative to the card, as `write_plots` gives them.
+        base_model (`str`, *optional*): Hub id of the model that was pruned, if the record does not know it.
+        license (`str`, *optional*): the Hub's name of it.
+        language (`str` or sequence of `str`, *optional*): ISO 639 codes.
+        tags (sequence of `str`): more of them.
+        datasets (sequence of `str`): more of them; what is no Hub id is left out.
+
+    Returns:
+        `str`: metadata, heading, and the text between `<!-- hf_mpruner: begin -->` and `<!-- hf_mpruner: end -->`.
+
+    Raises:
+        ValueError: for a license or a language that the Hub does not know.
+    """
+    config = config or PruningConfig.from_dict(report.record.config)
+    base = next((name for name in (report.record.source_model, base_model) if is_hub_id(name)), None)
+    metadata = build_metadata(
+        report, model, name=title, base_model=base, license=license, language=language, tags=tags, datasets=datasets
+    )
+    values = _values(report, model, config, repo_id or ".", base, pictures)
+    section = _template().render(begin=BEGIN, end=END, note=written_note(metadata), **values)
+    card = f"---\n{dump_yaml(metadata)}---\n\n# {plain(title)}\n\n{section}\n"
+    check_card(card)
+    return card
+
+
+def _values(
+    report: PruningReport,
+    model: ModelFacts,
+    config: PruningConfig,
+    source: str,
+    base: str | None,
+    pictures: Sequence[str],
+) -> dict[str, Any]:
+    record, plan = report.record, report.plan
+    removed = bool(plan.num_removed) and not record.pending
+    revision = record.source_revision if base == record.source_model else None
+    stopped = [f"The run stopped: {plain(record.stopped)}."] if record.stopped else []
+    settings = json.dumps(all_settings(config, record), indent=2, default=str, ensure_ascii=False)
+    return {
+        "state": state(report),
+        "opening": opening(report, model, base),
+        "headlines": headlines(report),
+        "usage": usage_snippet(model, source),
+        "class_name": code(model.class_name),
+        "table": report.to_markdown(),
+        "after_table": [*(f"{plain(text[0].upper() + text[1:])}" for text in report.refusals), *stopped],
+        "removed": removed,
+        "rows": stack_rows(report),
+        **_pictures(report, pictures),
+        "data": data_lines(report),
+        "how": recovery_lines(report, config),
+        "settings": settings.replace("<!--", "<! --"),
+        "limits": limits(report, config, base),
+        "replay": replay_snippet(model, source, base, revision) if removed else "",
+        "command": _apply_command(source, base, revision) if removed and base else "",
+        "versions": _versions(report),
+    }
+
+
+def _apply_command(source: str, base: str | None, revision: str | None) -> str:
+    at = ["--revision", revision] if revision else []
+    return shlex.join(["hf-mpruner", "apply", str(base), *at, "--plan", source, "--output_dir", "out"])
+
+
+def _versions(report: PruningReport) -> str:
+    record = report.record
+    parts = [f"{name} {version}" for name, version in record.versions.items()]
+    parts += [record.device] if record.device else []
+    parts += [f"{record.world_size} processes"] if record.world_size > 1 else []
+    return f"{plain(', '.join(parts))}." if parts else ""
+
+
+def _pictures(report: PruningReport, pictures: Sequence[str]) -> dict[str, list[str]]:
+    """Pictures by where they stand: curves under the table, heat maps before and after, the rounds between."""
+    maps = [name for name in pictures if Path(name).name.startswith((_BEFORE, _AFTER))]
+    rounds = report.rounds
+    first = f"{_BEFORE}{rounds[0].number}_" if rounds else ""
+    rows, shown = [], set()
+    for path in report.record.depths:
+        pair = [_named(maps, f"{first}{path}.png"), _named(maps, f"{_AFTER}{path}.png")]
+        found = [(label, name) for label, name in zip(("before", "after"), pair, strict=True) if name]
+        if not found or not first:
+            continue
+        shown |= {name for _, name in found}
+        titles = [f"{code(path)} {label}" for label, _ in found]
+        rows += ["", f"| {' | '.join(titles)} |", f"|{' :---: |' * len(found)}"]
+        rows.append(f"| {' | '.join(_image(name) for _, name in found)} |")
+    return {
+        "curves": [_image(name) for name in pictures if name not in maps],
+        "heat_maps": rows[1:],
+        "more_pictures": [_image(name) for name in maps if name not in shown],
+    }
+
+
+def _named(names: Sequence[str], name: str) -> str | None:
+    return next((found for found in names if Path(found).name == name), None)
+
+
+def _image(name: str) -> str:
+    return f"![{plain(Path(name).stem.replace('_', ' '))}]({quote(name)})"
+
+
+@cache
+def _template() -> jinja2.Template:
+    # not read as HTML: this is Markdown, and what goes in is escaped for that (words.py)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    return environment.from_string((Path(__file__).parent / "template.md.jinja").read_text(encoding="utf-8"))
