@@ -2,9 +2,11 @@
 
 from .account import Account, find_account
 from .commit import Pushed, commit_files
+from .explain import explain
 from .ids import check_repo_id
 from .leaks import NEVER_SENT, Secrets, find_leaks, is_local, scrub_json
 from .remote import WEIGHTS, Remote, find_remote
+from .retry import patiently, status_of
 
 __all__ = [
     "NEVER_SENT",
@@ -15,9 +17,12 @@ __all__ = [
     "Secrets",
     "check_repo_id",
     "commit_files",
+    "explain",
     "find_account",
     "find_leaks",
     "find_remote",
     "is_local",
+    "patiently",
     "scrub_json",
+    "status_of",
 ]

@@ -18,19 +18,20 @@ from .retry import TRIES, brief, causes, is_transient, retry_after, server_messa
 _STATUS_PAGE = "https://status.huggingface.co"
 
 
-def explain(error: BaseException, repo_id: str, doing: str) -> str:
+def explain(error: BaseException, repo_id: str, doing: str, *, writing: bool = True) -> str:
     """One or two sentences on an error of the Hub, of the way to it, or of the files that were read.
 
     Args:
         error: as the Hub's client raised it.
         repo_id (`str`): the repository.
         doing (`str`): what was tried, as the object of "cannot", e.g. `"push to 'ann/bert'"`.
+        writing (`bool`): whether it was to change the repository.
     """
     status = status_of(error)
-    return f"Cannot {doing}: {_answered(error, repo_id, status) if status else _unanswered(error)}"
+    return f"Cannot {doing}: {_answered(error, repo_id, status, writing) if status else _unanswered(error)}"
 
 
-def _answered(error: BaseException, repo_id: str, status: int) -> str:
+def _answered(error: BaseException, repo_id: str, status: int, writing: bool) -> str:
     said = server_message(error)
     quoted = f"{status}: {said}" if said else str(status)
     if "BadDigest" in said or "IncompleteBody" in said:
@@ -47,6 +48,8 @@ def _answered(error: BaseException, repo_id: str, status: int) -> str:
         )
     if status == 401:
         return f"the Hub does not know the token ({quoted}). {LOG_IN}; HF_TOKEN wins over a login."
+    if status == 403 and not writing:
+        return f"the token may not read '{repo_id}' ({quoted}). Use one of an account that may: {LOG_IN}."
     if status == 403:
         return (
             f"the token may not do that in '{repo_id}' ({quoted}). Use a token with write permission for it, push to "

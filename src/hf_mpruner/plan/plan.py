@@ -9,94 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .architectures import BlockStack, parameters_after
-from .clusters import LayerCluster
-from .config import resolve_protected
-from .errors import PlanMismatchError
-from .storage import write_json
+from hf_mpruner.architectures import BlockStack, parameters_after
+from hf_mpruner.clusters import LayerCluster
+from hf_mpruner.config import resolve_protected
+from hf_mpruner.errors import PlanMismatchError
+from hf_mpruner.storage import write_json
+
+from .stack import PlanPreview, StackPlan, ranges
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from hf_mpruner.hub import Pushed
+
 PLAN_NAME = "pruning_plan.json"
 PLAN_VERSION = 1
-
-
-@dataclass(frozen=True)
-class StackPlan:
-    """The layers of one stack that stay.
-
-    Args:
-        depth (`int`): number of layers before the cut.
-        kept (`tuple[int, ...]`): the layers that stay, ascending, each in 0..depth-1.
-
-    Raises:
-        ValueError: if `kept` is empty, out of range, or not ascending without repeats.
-
-    Example:
-        >>> StackPlan(6, (0, 1, 5)).removed
-        (2, 3, 4)
-    """
-
-    depth: int
-    kept: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        """Check the kept layers against the depth."""
-        object.__setattr__(self, "kept", tuple(int(i) for i in self.kept))
-        if not self.kept:
-            raise ValueError(
-                f"A plan that keeps none of {self.depth} layers leaves the stack empty. Keep at least one."
-            )
-        outside = [i for i in self.kept if not 0 <= i < self.depth]
-        if outside:
-            raise ValueError(
-                f"Kept layers {outside} do not exist in a stack of {self.depth} layers. "
-                f"Layers are numbered 0..{self.depth - 1}."
-            )
-        if any(later <= earlier for earlier, later in zip(self.kept, self.kept[1:], strict=False)):
-            raise ValueError(
-                f"Kept layers {list(self.kept)} are not ascending. Layers keep their order and go in once: "
-                f"pass {sorted(set(self.kept))}."
-            )
-
-    @property
-    def removed(self) -> tuple[int, ...]:
-        """The layers that go, ascending."""
-        kept = set(self.kept)
-        return tuple(i for i in range(self.depth) if i not in kept)
-
-
-@dataclass(frozen=True)
-class PlanPreview:
-    """What a plan changes, counted on a model that is not touched.
-
-    Args:
-        parameters_before, parameters_after (`int`): unique parameters of the whole model.
-        bytes_before, bytes_after (`int`): their size at the model's data types.
-        stacks (`dict[str, StackPlan]`): the plan's stacks.
-    """
-
-    parameters_before: int
-    parameters_after: int
-    bytes_before: int
-    bytes_after: int
-    stacks: dict[str, StackPlan]
-
-    def __str__(self) -> str:
-        """A few aligned lines, one for each stack and two totals."""
-        width = max((len(path) for path in self.stacks), default=10)
-        width = max(width, len("parameters"))
-        lines = [
-            f"{path:<{width}}  {stack.depth} -> {len(stack.kept)} layers, without {_ranges(stack.removed)}"
-            for path, stack in self.stacks.items()
-        ]
-        share = 1 - self.parameters_after / self.parameters_before
-        lines.append(
-            f"{'parameters':<{width}}  {self.parameters_before:,} -> {self.parameters_after:,} ({share:.1%} fewer)"
-        )
-        lines.append(f"{'bytes':<{width}}  {self.bytes_before:,} -> {self.bytes_after:,}")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -271,23 +198,68 @@ class PruningPlan:
         return write_json(folder / PLAN_NAME, self.to_dict())
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *, revision: str | None = None) -> PruningPlan:
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+    ) -> PruningPlan:
         """Read a plan from a JSON file, from a folder that holds `pruning_plan.json`, or from a Hub model id.
 
+        Args:
+            path (path or `str`): the file, the folder, or the id.
+            revision (`str`, *optional*): of the repository on the Hub.
+            token (`str` or `bool`, *optional*): for a private one; by default that of `HF_TOKEN` or of `hf auth login`.
+
         Raises:
-            FileNotFoundError: if there is no plan at that place.
+            FileNotFoundError: if there is no plan at that place: no such folder, repository, revision, or none in it.
+            PermissionError: if the repository may not be read.
+            ConnectionError: if the Hub cannot say.
+            ValueError: if what is there is no plan.
         """
-        file = Path(path)
-        if file.is_dir():
-            file = file / PLAN_NAME
-        if not file.is_file():
-            file = _download_plan(str(path), revision)
-        return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        from .hub import find_plan_file
+
+        file = find_plan_file(path, PLAN_NAME, revision, token)
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"'{path}' holds no pruning plan: {file.name} is no JSON ({error}).") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"'{path}' holds no pruning plan: {file.name} is a {type(values).__name__}.")
+        return cls.from_dict(values)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+    ) -> Pushed:
+        """Put `pruning_plan.json` into a model repository on the Hub, beside whatever lies there.
+
+        Args:
+            repo_id (`str`): the repository; it is made if there is none. Without a namespace, the user's own.
+            private (`bool`, *optional*): for a repository that is made here.
+            revision (`str`, *optional*): a branch, which is made if there is none; by default `"main"`.
+            create_pr (`bool`): open a pull request instead.
+            token (`str` or `bool`, *optional*): by default the one of `HF_TOKEN` or of `hf auth login`.
+
+        Returns:
+            `Pushed`: the commit, and its page.
+
+        Raises:
+            PushError: if it did not get there; says why and what to do.
+            ValueError: for a name that is none.
+        """
+        from .hub import push_plan_file
+
+        content = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        target = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}
+        return push_plan_file(repo_id, {PLAN_NAME: content.encode("utf-8")}, **target)
 
     def __str__(self) -> str:
         """One line for each stack: depth before and after, and the layers that go."""
         return "\n".join(
-            f"{path}: {stack.depth} -> {len(stack.kept)} layers, without {_ranges(stack.removed)}"
+            f"{path}: {stack.depth} -> {len(stack.kept)} layers, without {ranges(stack.removed)}"
             for path, stack in self.stacks.items()
         )
 
@@ -322,29 +294,5 @@ def check_removed(stack: BlockStack, removed: Sequence[int]) -> None:
         )
 
 
-def _download_plan(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(repo_id, PLAN_NAME, revision=revision))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"No {PLAN_NAME} at '{repo_id}': it is no file, no folder that holds one, and no Hub model id that "
-            f"could be read ({type(error).__name__}). Pass the folder that save_pretrained wrote."
-        ) from error
-
-
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names) or "none"
-
-
-def _ranges(layers: Sequence[int]) -> str:
-    """`(2, 3, 4, 7)` as `2-4, 7`."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
