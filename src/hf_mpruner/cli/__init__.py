@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .parser import Parser, UsageError, closest
+from .processes import check_one_process, finish, rank
 
 # Command -> what it does, for `--help`; the module of the same name has `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("HF_MPRUNER_DEBUG"):
             raise
-        sys.stderr.write(f"hf-mpruner: error: {_one_line(error)}\n")
+        who = f"rank {rank()}: " if rank() else ""
+        sys.stderr.write(f"hf-mpruner: {who}error: {_one_line(error)}\n")
         return 2 if isinstance(error, UsageError) else 1
 
 
@@ -70,10 +72,14 @@ def _run(words: list[str]) -> int:
 
         use_config_file(parser, words[1:])
         args = parser.parse_args(words[1:])
+        if command != "prune":
+            check_one_process(f"hf-mpruner {command}")
         from .quiet import quiet_libraries
 
         with quiet_libraries():
-            return int(module.run(args))
+            code = int(module.run(args))
+        finish()
+        return code
     if command and not command.startswith("-"):
         raise UsageError(
             f"'{command}' is no command{closest(command, COMMANDS)}. Commands: {', '.join(COMMANDS)}. "

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .processes import rank
+
 
 def add_format(parser: argparse.ArgumentParser) -> None:
     """The flag that every command has."""
@@ -18,13 +20,15 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def show(args: argparse.Namespace, *, table: str, values: Mapping[str, Any], quiet: str) -> None:
-    """Print the result of a command in the form that was asked for."""
+    """Print the result of a command in the form that was asked for; of several processes the main one does."""
+    if rank() != 0:
+        return
     print({"table": table, "json": json.dumps(values, indent=2, allow_nan=False), "quiet": quiet}[args.format])
 
 
 def say(args: argparse.Namespace, text: str) -> None:
-    """A line to stderr, beside any progress bar; nothing with `--format quiet`."""
-    if args.format != "quiet":
+    """A line to stderr, beside any progress bar; nothing with `--format quiet`, or from other processes than the main one."""
+    if args.format != "quiet" and rank() == 0:
         from tqdm.auto import tqdm
 
         tqdm.write(text, file=sys.stderr)

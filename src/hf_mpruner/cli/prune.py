@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from .flags import add_config_flags, add_data_flags, read_config
 from .output import add_format, command_line, say, show
 from .parser import UsageError, same_trust
+from .processes import check_one_process, main_process_first, rank, shared_temporary_folder
 
 if TYPE_CHECKING:
     from hf_mpruner.config import PruningConfig
@@ -71,7 +71,12 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args, config, inputs)
     report = _prune(args, config, inputs)
+    if rank() == 0:
+        _write(args, config, inputs, report)
+    return 0
 
+
+def _write(args: argparse.Namespace, config: PruningConfig, inputs: Inputs, report: PruningReport) -> None:
     from hf_mpruner.artifacts import write_artifacts
 
     folder = write_artifacts(
@@ -96,7 +101,6 @@ def run(args: argparse.Namespace) -> int:
         )
     say(args, f"Wrote {folder}. Load it: {inputs.task.auto_class}.from_pretrained({args.output_dir!r})")
     say(args, f"Next: {command_line('inspect', args.output_dir, *same_trust(args))}")
-    return 0
 
 
 def _check(args: argparse.Namespace, config: PruningConfig) -> None:
@@ -108,6 +112,10 @@ def _check(args: argparse.Namespace, config: PruningConfig) -> None:
             f"--start_epoch {config.start_epoch} trains but --recovery_epochs 0 does not: pass --recovery_epochs 1 or "
             "more, or leave --start_epoch out."
         )
+    if args.dry_run:
+        check_one_process("hf-mpruner prune --dry_run")
+    if config.recovery_epochs == 0:
+        check_one_process("hf-mpruner prune --recovery_epochs 0", "Or pass --recovery_epochs 1 or more.")
     needed = config.start_epoch + config.recovery_epochs
     if args.num_train_epochs is not None and args.num_train_epochs < needed:
         raise UsageError(
@@ -147,10 +155,11 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
     from .training import make_trainer
 
     trains = config.recovery_epochs > 0
-    judge = inputs.prepare(inputs.judge, "judge")
-    train = inputs.prepare(inputs.train, "train") if trains else None
-    sample = draw_sample(inputs.calibration, config.calibration_samples, config.seed)
-    calibration = inputs.prepare(sample, "calibration")
+    with main_process_first():
+        judge = inputs.prepare(inputs.judge, "judge")
+        train = inputs.prepare(inputs.train, "train") if trains else None
+        sample = draw_sample(inputs.calibration, config.calibration_samples, config.seed)
+        calibration = inputs.prepare(sample, "calibration")
     parts = [f"similarity is measured on {len(calibration):,} examples", f"{len(judge):,} judge"]
     say(args, ", ".join([*([] if train is None else [f"{len(train):,} train"]), *parts]) + ".")
     if args.eval_split in (args.train_split if trains else None, args.calibration_split or args.train_split):
@@ -159,7 +168,7 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
             f"Warning: '{args.eval_split}' judges and is also used before. For an unbiased verdict name another part "
             "with --eval_split.",
         )
-    with tempfile.TemporaryDirectory() as folder:
+    with shared_temporary_folder() as folder:
         trainer = make_trainer(args, config, inputs, train=train, judge=judge, folder=folder)
         if not trains:
             return prune_(

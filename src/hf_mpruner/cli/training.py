@@ -19,6 +19,7 @@ from hf_mpruner.config import PruningConfig
 
 from .inputs import Inputs
 from .output import say
+from .processes import rank
 
 # Rounds that the default number of epochs leaves room for; a run ends earlier once no layers are alike.
 ROUNDS = 10
@@ -59,7 +60,7 @@ def make_trainer(
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
-        disable_tqdm=not sys.stderr.isatty() or args.format == "quiet",
+        disable_tqdm=not sys.stderr.isatty() or args.format == "quiet" or rank() != 0,
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
     trainer = trainer_class(
