@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,11 @@ from .config import PruningConfig
 from .cut import PendingCut, make_cut
 from .errors import MPrunerError, UnsupportedArchitectureError, UnsupportedBackendError
 from .plan import PruningPlan
-from .planner import Measure, RoundPlan, RoundPlanner, original_clusters
+from .planner import Measure, RoundPlan, RoundPlanner, new_round
 from .record import Measurement, PruningRecord, Round
 from .recovery import WholeModel, make_trainable
 from .runtime import Runtime, SingleProcess
-from .verdict import Evaluate, Judge
+from .verdict import Evaluate, Judge, Judged, JudgedOn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,6 +47,7 @@ class PruningEngine:
         snapshot_directory (`Path`, *optional*): where `snapshot="disk"` writes.
         metric_hint (callable): returns `(name, greater_is_better)` to fall back on, e.g. `metric_for_best_model`.
         verify_inputs (*optional*): returns a batch of model inputs, for `verify="full"`.
+        judged_on (callable, *optional*): gets a metric's name, returns what the last evaluation measured it on.
         record (`PruningRecord`, *optional*): of a run that is gone on with: the model has its accepted cuts already, and
             none is pending in the record.
         whole (`nn.Module`, *optional*): what trains, if the model is only a part of it.
@@ -70,6 +70,7 @@ class PruningEngine:
         snapshot_directory: Path | None = None,
         metric_hint: Callable[[], tuple[str | None, bool | None]] = lambda: (None, None),
         verify_inputs: GiveInputs | None = None,
+        judged_on: JudgedOn = lambda metric: Judged({}),
         record: PruningRecord | None = None,
         whole: nn.Module | None = None,
     ) -> None:
@@ -89,7 +90,7 @@ class PruningEngine:
         self.config = config
         self.runtime = runtime or SingleProcess()
         self._planner = RoundPlanner(model, config, measure, record)
-        self._judge = Judge(config, evaluate, self.runtime, metric_hint)
+        self._judge = Judge(config, evaluate, self.runtime, metric_hint, judged_on)
         self._trains, self._snapshot_directory = trains, snapshot_directory
         self._verify_inputs = verify_inputs if config.verify == "full" else None
         self.cut: PendingCut | None = None
@@ -176,7 +177,7 @@ class PruningEngine:
             raise MPrunerError("A cut is waiting for its verdict: call decide() before the next round.")
         self.measure_baseline()
         while (following := self.plan_round()) is not None:
-            round_ = self._new_round(following, step)
+            round_ = new_round(following, self.record, self._size(), step)
             refusal = self._cut_together(following.plan, optimizer, scheduler, scaler)
             if refusal is not None or self.cut is None:
                 self._refuse(round_, following, refusal or "")
@@ -299,23 +300,6 @@ class PruningEngine:
     def adopt(self, cut: PendingCut, following: RoundPlan) -> None:
         """Go on with a cut that was pending in a checkpoint and has been made again; its round is in the record."""
         self.cut, self._next = cut, following
-
-    def _new_round(self, following: RoundPlan, step: int) -> Round:
-        original, plan = self.record.kept, following.plan
-        kept = {path: [original[path][i] for i in stack.kept] for path, stack in plan.stacks.items()}
-        return Round(
-            number=len(self.record.rounds) + 1,
-            granularity=following.granularity,
-            kept={**original, **kept},
-            clusters=original_clusters(following.clusters, original),
-            similarity={
-                path: replace(matrix, layers=tuple(original[path])).to_dict()
-                for path, matrix in following.matrices.items()
-            },
-            after=self._size(),
-            started_at_step=step,
-            analysis_seconds=following.analysis_seconds,
-        )
 
     def _refuse(self, round_: Round, following: RoundPlan, refusal: str) -> None:
         """Record a cut that was never made; model and optimizer are as they were."""

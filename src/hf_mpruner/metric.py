@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 # Directions of the names that compute_metrics functions and the evaluate library use.
 _GREATER = (
@@ -21,7 +22,11 @@ _LOWER = (
 # What sentence-transformers appends: "spearman_cosine", "cosine_ndcg@10".
 _SUFFIX = re.compile(r"(_(cosine|dot|euclidean|manhattan|max)|@\d+)$")
 # What Trainer.evaluate adds to the user's own metrics.
-_HOUSEKEEPING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch", "loss")
+_SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "tokens_per_second", "model_preparation_time",
+           "jit_compilation_time")  # fmt: skip
+_HOUSEKEEPING = (*_SPEEDS, "epoch", "loss")
+# Means of one 0 or 1 for each example, where an example has one label.
+_SHARE = re.compile(r"(top\d*_?)?accuracy|exact_match|error_rate")
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,36 @@ def choose_metric(
     return Metric(name, greater_is_better)
 
 
+def finite_values(metrics: Mapping[str, object]) -> dict[str, float]:
+    """Every finite number of an evaluation, without what says how long it took.
+
+    Args:
+        metrics (`dict`): an evaluation's result, keys without prefix; of several evaluation sets, too.
+
+    Example:
+        >>> finite_values({"accuracy": 0.9, "loss": float("nan"), "runtime": 1.0, "data1_runtime": 1.0, "labels": "ab"})
+        {'accuracy': 0.9}
+    """
+    numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, Real) and _is_number(value)}
+    return {
+        key: value
+        for key, value in numbers.items()
+        if math.isfinite(value)
+        and key != "epoch"
+        and not any(key == speed or key.endswith(f"_{speed}") for speed in _SPEEDS)
+    }
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is the share of examples with one of two outcomes, if each example has one label.
+
+    Example:
+        >>> [is_share(name) for name in ("accuracy", "top5_accuracy", "balanced_accuracy", "f1")]
+        [True, True, False, False]
+    """
+    return _SHARE.fullmatch(name.lower()) is not None
+
+
 def strip_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     """Evaluation results without their key prefix: `{"eval_loss": 1.0}` becomes `{"loss": 1.0}`."""
     return {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()}
@@ -146,7 +181,7 @@ def _exp(value: float) -> float:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _listed(metrics: Mapping[str, float]) -> str:

@@ -9,13 +9,16 @@ from torch import nn
 
 from .architectures.adapters import unwrap_adapters
 from .config import PruningConfig
-from .data import calibration_loader
+from .data import calibration_loader, describe_data, describe_sample, has_one_label_each
 from .engine import PruningEngine
+from .environment import describe_device, library_versions
 from .errors import MPrunerError
 from .features import measure_similarity
+from .metric import is_share
 from .pruned_base import save_with_base
 from .report import PruningReport
 from .runtime import keep_rng_state
+from .verdict import Judged
 from .verify import first_batch
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ def prune_(
     calibration: Any,
     processing_class: Any = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    eval_dataset: Any = None,
     show_progress: bool | None = None,
 ) -> PruningReport:
     """Prune a model in place, in one call and without training.
@@ -49,6 +53,8 @@ def prune_(
             `processing_class`), or an iterable of batches.
         processing_class (*optional*): tokenizer or image processor for raw data.
         evaluate (*optional*): called with the model, returns metrics by name.
+        eval_dataset (*optional*): the examples that `evaluate` judges on, for the report: how many there are, where they
+            come from, and the interval of an accuracy. Nothing is evaluated on it here.
         show_progress (`bool`, *optional*): progress bar; by default only on a terminal.
 
     Returns:
@@ -81,7 +87,10 @@ def prune_(
         evaluate=None if evaluate is None else lambda: _evaluated(evaluate, whole),
         trains=False,
         verify_inputs=lambda: first_batch(loader),
+        judged_on=lambda metric: _judged(metric, eval_dataset),
     )
+    engine.record.data["calibration"] = describe_sample(calibration, loader, "given by the user")
+    engine.record.versions, engine.record.device = library_versions(), describe_device(model.device)
     save_with_base(whole)
     with keep_rng_state():
         while engine.start_round():
@@ -89,6 +98,14 @@ def prune_(
             if evaluate is None:
                 engine.stop("one round was asked for: without evaluate nothing can judge a second one")
     return PruningReport(engine.record)
+
+
+def _judged(metric: str, eval_dataset: Any) -> Judged:
+    facts = describe_data(eval_dataset, "given by the user")
+    if "num_examples" not in facts:
+        return Judged({} if eval_dataset is None else facts)
+    with keep_rng_state():
+        return Judged(facts, is_share(metric) and has_one_label_each(eval_dataset))
 
 
 def _evaluated(evaluate: Callable[[Any], Mapping[str, float]], model: Any) -> dict[str, float]:

@@ -12,7 +12,7 @@ from .clusters import LayerCluster, find_clusters
 from .config import PruningConfig, resolve_protected
 from .errors import UnsupportedArchitectureError
 from .plan import PruningPlan
-from .record import PruningRecord
+from .record import Measurement, PruningRecord, Round
 from .similarity import SimilarityMatrix
 
 if TYPE_CHECKING:
@@ -162,7 +162,33 @@ def _selected(stacks: list[BlockStack], paths: list[str] | None) -> list[BlockSt
     return [stack for stack in stacks if paths is None or stack.path in paths]
 
 
-def original_clusters(
+def new_round(following: RoundPlan, record: PruningRecord, size: Measurement, step: int) -> Round:
+    """A plan as the next round of a record, in the original numbering; not decided.
+
+    Args:
+        following (`RoundPlan`): in the numbering of the model as it is.
+        record (`PruningRecord`): the run so far.
+        size (`Measurement`): of the model as it is.
+        step (`int`): of the training.
+    """
+    original, plan = record.kept, following.plan
+    kept = {path: [original[path][i] for i in stack.kept] for path, stack in plan.stacks.items()}
+    return Round(
+        number=len(record.rounds) + 1,
+        granularity=following.granularity,
+        kept={**original, **kept},
+        clusters=_original_clusters(following.clusters, original),
+        similarity={
+            path: replace(matrix, layers=tuple(original[path])).to_dict()
+            for path, matrix in following.matrices.items()
+        },
+        after=size,
+        started_at_step=step,
+        analysis_seconds=following.analysis_seconds,
+    )
+
+
+def _original_clusters(
     clusters: Mapping[str, list[LayerCluster]], original: Mapping[str, list[int]]
 ) -> dict[str, list[list[int]]]:
     """Layers of the clusters of two or more, in the original numbering."""

@@ -95,7 +95,6 @@ class PruningRecord:
         granularity (`int`): the k of the next round.
         rounds (`list[Round]`): in order.
         stopped (`str`, *optional*): why no further round follows.
-        calibration (`dict`): facts about the calibration data, e.g. where it came from and how many examples.
         world_size (`int`): number of processes that trained.
         teacher (`str`, *optional*): checksum of the uncut model that teaches, once it is saved.
         data (`dict`): for `"training"`, `"calibration"` and `"judging"`, what is known of the data: `source` (words),
@@ -121,7 +120,6 @@ class PruningRecord:
     granularity: int = 1
     rounds: list[Round] = field(default_factory=list)
     stopped: str | None = None
-    calibration: dict[str, Any] = field(default_factory=dict)
     world_size: int = 1
     teacher: str | None = None
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -173,6 +171,8 @@ class PruningRecord:
                 f"This pruning record has format {version}, this hf_mpruner reads up to {RECORD_VERSION}. "
                 "Update it: pip install -U hf_mpruner."
             )
+        if values.get("calibration"):  # how records of 0.1 began
+            values = {**values, "data": {"calibration": values["calibration"], **(values.get("data") or {})}}
         known = {f.name for f in dataclasses.fields(cls)}
         plain = {key: value for key, value in values.items() if key in known}
         if plain.get("baseline"):

@@ -134,6 +134,13 @@ def evaluator_of(trainer: Trainer) -> Any:
     return getattr(trainer, "evaluator", None)
 
 
+def evaluator_name(trainer: Trainer) -> str | None:
+    """Class of the evaluator of a sentence-transformers Trainer; `None` without one."""
+    evaluator = evaluator_of(trainer)
+    evaluator = evaluator._evaluator if isinstance(evaluator, _Unwritten) else evaluator
+    return None if evaluator is None else type(evaluator).__name__
+
+
 @contextmanager
 def keep_books(trainer: Trainer) -> Iterator[None]:
     """Let a Trainer begin with empty books, and give it back its own.

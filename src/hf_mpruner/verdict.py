@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from .config import PruningConfig
 from .errors import MPrunerError
-from .metric import Metric, choose_metric, is_finite
+from .intervals import interval_of_share
+from .metric import Metric, choose_metric, finite_values, is_finite
 from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime
 
@@ -15,6 +17,22 @@ from .runtime import Runtime
 ROUNDING = 1e-9
 
 Evaluate = Callable[[], Mapping[str, float]]
+
+
+class Judged(NamedTuple):
+    """What the deciding metric of an evaluation was measured on.
+
+    Args:
+        data (`dict`): facts for `PruningRecord.data["judging"]`; `num_examples` only if it is known.
+        is_share (`bool`): whether the metric is a share of these examples, each of which counts 0 or 1. False in doubt:
+            what counts tokens, or parts of sentences, has no interval of its own.
+    """
+
+    data: dict[str, Any]
+    is_share: bool = False
+
+
+JudgedOn = Callable[[str], Judged]
 
 
 class Judge:
@@ -25,6 +43,7 @@ class Judge:
         evaluate (*optional*): returns an evaluation's values by name. Without it nothing is judged.
         runtime (`Runtime`): of the processes that evaluate.
         hint (callable): returns `(name, greater_is_better)` to fall back on, asked after the first evaluation.
+        judged_on (callable): gets the deciding metric's name after an evaluation, returns what it was measured on.
     """
 
     def __init__(
@@ -33,10 +52,11 @@ class Judge:
         evaluate: Evaluate | None,
         runtime: Runtime,
         hint: Callable[[], tuple[str | None, bool | None]] = lambda: (None, None),
+        judged_on: JudgedOn = lambda metric: Judged({}),
     ) -> None:
         """Nothing is evaluated yet."""
         self.config, self.runtime = config, runtime
-        self._evaluate, self._hint = evaluate, hint
+        self._evaluate, self._hint, self._judged_on = evaluate, hint, judged_on
         self._metric: Metric | None = None
 
     def adopt(self, record: PruningRecord) -> None:
@@ -48,7 +68,7 @@ class Judge:
         """Evaluate the model as it is.
 
         Args:
-            measured (`Measurement`): gets the seconds that it took.
+            measured (`Measurement`): gets the values, and the seconds that it took.
 
         Raises:
             MPrunerError: if it fails on another process.
@@ -60,7 +80,17 @@ class Judge:
             metrics = dict(self._evaluate())
             seconds = float(metrics.get("runtime", time.perf_counter() - started))
         metrics, measured.evaluation_seconds = self.runtime.broadcast((metrics, seconds))
+        measured.metrics = finite_values(metrics)
         return metrics
+
+    def _note(self, measured: Measurement, metric: Metric, value: float, record: PruningRecord) -> None:
+        """Write down the deciding value, what it was measured on, and how far it may be from the true one."""
+        judged = self.runtime.broadcast(self._judged_on(metric.name))
+        measured.metric, measured.num_examples = value, judged.data.get("num_examples")
+        if judged.data:
+            record.data["judging"] = judged.data
+        if judged.is_share:
+            measured.interval = interval_of_share(value, measured.num_examples, record.confidence)
 
     def set_baseline(self, record: PruningRecord, measured: Measurement) -> None:
         """Evaluate the uncut model and choose the metric by what it gives.
@@ -84,7 +114,8 @@ class Judge:
                     f"The uncut model's {metric.name} is {value}: no drop can be measured against that. Check the "
                     "evaluation before pruning (the labels, the loss, the data type)."
                 )
-            measured.metric, self._metric = value, metric
+            self._metric = metric
+            self._note(measured, metric, value, record)
             record.metric, record.greater_is_better = metric.name, metric.greater_is_better
         record.baseline = measured
 
@@ -103,7 +134,7 @@ class Judge:
         if not is_finite(value):
             round_.verdict, round_.reason = "rejected", f"{name} is {value}"
             return False
-        measured.metric = value
+        self._note(measured, self._metric, value, record)
         round_.drop = self._metric.drop(record.baseline.metric, value)
         accepted = round_.drop <= allowed + ROUNDING * max(1.0, abs(record.baseline.metric))
         round_.verdict = "accepted" if accepted else "rejected"

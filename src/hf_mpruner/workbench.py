@@ -12,14 +12,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_callback import DefaultFlowCallback, ProgressCallback
 
 from .config import PruningConfig
-from .data import calibration_loader
+from .data import calibration_loader, describe_sample
 from .engine import PruningEngine
+from .facts import Seen, find_judged, watch_evaluations, write_facts
 from .features import measure_similarity
 from .metric import strip_prefix
 from .record import PruningRecord, Round
 from .runtime import Runtime, keep_rng_state
 from .subject import trained_model, trained_whole
 from .trainers import UnflattenedBatches, as_model_inputs, evaluator_of, keep_books
+from .verdict import Judged
 from .verify import first_batch
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Workbench:
         self.trainer, self.config, self.calibration = trainer, config, calibration
         self.runtime = runtime
         self._loader: Any = None
+        self._seen: dict[str, Seen] = {}
 
     def make_engine(self, record: PruningRecord | None) -> PruningEngine:
         """The engine of a run inside this Trainer's training, with its calibration batches.
@@ -71,13 +74,14 @@ class Workbench:
             trains=config.recovery_epochs > 0,
             snapshot_directory=Path(args.output_dir or "."),
             metric_hint=self.metric_hint,
+            judged_on=self.judged_on,
             whole=trained_whole(self.trainer),
             verify_inputs=self.verify_inputs,
             record=record,
         )
         way = "LayerPruningCallback(trainer, config, calibration=other_dataset)"
-        self._loader, engine.record.calibration = calibration_batches(self.trainer, config, self.calibration, way)
-        engine.record.world_size = args.world_size
+        self._loader, facts = calibration_batches(self.trainer, config, self.calibration, way)
+        write_facts(engine.record, self.trainer, facts)
         return engine
 
     def measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
@@ -97,10 +101,20 @@ class Workbench:
 
     def evaluate(self) -> dict[str, float]:
         """The Trainer's own evaluation, keys without prefix."""
-        # of several evaluation sets, sentence-transformers runs its evaluator for the first only if the prefix is "eval"
-        prefix = PREFIX if evaluator_of(self.trainer) is None else "eval"
+        self._seen.clear()
+        with watch_evaluations(self.trainer, self._seen):
+            metrics = self.trainer.evaluate(metric_key_prefix=self._prefix)
         # trl calls what it adds "eval_..." whatever prefix it is given
-        return strip_prefix(strip_prefix(self.trainer.evaluate(metric_key_prefix=prefix), PREFIX), "eval")
+        return strip_prefix(strip_prefix(metrics, PREFIX), "eval")
+
+    def judged_on(self, metric: str) -> Judged:
+        """What a metric of the last evaluation was measured on."""
+        return find_judged(self.trainer, metric, self._seen, self._prefix)
+
+    @property
+    def _prefix(self) -> str:
+        # of several evaluation sets, sentence-transformers runs its evaluator for the first only if the prefix is "eval"
+        return PREFIX if evaluator_of(self.trainer) is None else "eval"
 
     def metric_hint(self) -> tuple[str | None, bool | None]:
         """What decides if the config does not say: `metric_for_best_model`, else an evaluator's `primary_metric`."""
@@ -194,7 +208,8 @@ def calibration_batches(
             model=trained_model(trainer),
         )
     source = "sample of the evaluation set" if same else "sample of the training set"
-    return as_model_inputs(trainer, loader), {"source": source if same or trained else "given by the user"}
+    facts = describe_sample(given, loader, source if same or trained else "given by the user")
+    return as_model_inputs(trainer, loader), facts
 
 
 def _is_dataset(data: Any) -> bool:

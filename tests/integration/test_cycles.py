@@ -79,7 +79,7 @@ def test_rejected_and_accepted_rounds_until_none_is_left(source, out, tmp_path):
     assert report.record.stopped == "rejected up to granularity 3"
     assert (report.before.metric, report.after.metric, report.rounds[1].drop) == (0.9, 0.89, pytest.approx(0.01))
     assert [(r.started_at_step, r.decided_at_step) for r in report.rounds] == [(0, 3), (3, 6), (6, 9)]
-    assert report.record.calibration == {"source": "given by the user"}
+    assert report.record.data["calibration"] == {"source": "given by the user", "num_examples": 16}
     assert all(round_.recovery_seconds > 0 for round_ in report.rounds)
 
 
@@ -140,13 +140,23 @@ def test_its_rounds_are_the_callbacks_where_training_changes_nothing(source, out
     for round_, other in zip(report.record.rounds, callback.record.rounds, strict=True):
         assert comparable(round_) == comparable(other)
     # the callback's training goes on after its last round
-    rest = {"rounds": [], "baseline": None}
+    assert comparable_measurement(report.before) == comparable_measurement(callback.record.baseline)
+    rest = {"rounds": [], "baseline": None, "training": {}}
     assert dataclasses.replace(report.record, **rest) == dataclasses.replace(callback.record, **rest)
+    # the config says how long each round trains; before it no optimizer is there to ask
+    known = {
+        key: value for key, value in callback.record.training.items() if key not in ("num_train_epochs", "optimizer")
+    }
+    assert report.record.training == known
 
 
 def comparable(round_):
-    after = dataclasses.replace(round_.after, evaluation_seconds=None)
+    after = comparable_measurement(round_.after)
     return dataclasses.replace(round_, after=after, analysis_seconds=0.0, recovery_seconds=0.0)
+
+
+def comparable_measurement(measured):
+    return dataclasses.replace(measured, evaluation_seconds=None, latency_seconds=None)
 
 
 def test_without_an_accepted_round_the_uncut_model_is_left(source, out, tmp_path):

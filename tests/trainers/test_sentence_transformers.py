@@ -111,7 +111,11 @@ def test_an_evaluator_decides_without_an_evaluation_set_and_keeps_its_own_table(
     (round_,) = callback.record.rounds
     assert (round_.verdict, round_.kept) == ("accepted", {STACK: [0]})
     assert callback.record.metric == "dev_spearman_cosine"  # its primary_metric, known after its first call only
-    assert callback.record.calibration == {"source": "sample of the training set"}
+    found = callback.record.data
+    assert found["calibration"]["source"] == "sample of the training set"
+    assert found["judging"] == {"source": "an evaluator (EmbeddingSimilarityEvaluator)"}
+    assert (round_.after.num_examples, round_.after.interval) == (None, None)
+    assert round_.after.metrics["dev_spearman_cosine"] == round_.after.metric
     (table,) = (tmp_path / "run" / "eval").glob("*.csv")
     assert len(table.read_text().splitlines()) == 1 + 4  # an evaluation of the run an epoch, none of ours
     steps = [entry["Step"] for entry in model.model_card_data.training_logs]

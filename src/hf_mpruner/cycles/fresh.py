@@ -210,16 +210,15 @@ def train(trainer: Trainer, epochs: int) -> None:
         trainer.args.num_train_epochs = asked
 
 
-def evaluate(trainer: Trainer, config: PruningConfig) -> dict[str, float]:
-    """The Trainer's own evaluation, unseen by its other callbacks; keys without prefix."""
-    bench = Workbench(trainer, config)
+def evaluate(bench: Workbench) -> dict[str, float]:
+    """The evaluation of a Trainer beside its training, unseen by its other callbacks; keys without prefix."""
     # outside of a training bf16_full_eval would cast the weights, which are saved afterwards
-    trainer.is_in_train = True
+    bench.trainer.is_in_train = True
     try:
         with bench.aside():
             return bench.evaluate()
     finally:
-        trainer.is_in_train = False
+        bench.trainer.is_in_train = False
 
 
 def release(trainer: Trainer) -> None:

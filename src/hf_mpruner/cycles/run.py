@@ -29,12 +29,14 @@ from hf_mpruner.cycles.shared import on_main, shared_folder
 from hf_mpruner.cycles.whole import load_source, load_whole, save_whole
 from hf_mpruner.engine import PruningEngine
 from hf_mpruner.errors import MPrunerError
+from hf_mpruner.facts import write_facts
 from hf_mpruner.features import measure_similarity
 from hf_mpruner.record import PruningRecord, Round
 from hf_mpruner.report import PruningReport
 from hf_mpruner.resume import check_world_size
 from hf_mpruner.runtime import Runtime, copies_runtime, keep_rng_state, whole_models
 from hf_mpruner.subject import trained_model
+from hf_mpruner.verdict import Judged
 from hf_mpruner.verify import first_batch
 from hf_mpruner.workbench import Workbench, calibration_batches
 
@@ -133,6 +135,7 @@ class Cycles:
         self.engine: PruningEngine
         self.trainer: Trainer | None = None
         self._loader: Any = None
+        self._bench: Workbench | None = None
         self._kind: type[PreTrainedModel]
         self._dtype: torch.dtype
         self._processor: Any = None
@@ -191,7 +194,7 @@ class Cycles:
 
     def _begin(self, trainer: Trainer, whole: PreTrainedModel, fresh: set[str], facts: dict[str, Any]) -> None:
         """Measure the baseline, after `start_epoch` epochs if that is asked for."""
-        config, args = self.config, trainer.args
+        config = self.config
         if fresh and not config.start_epoch:
             raise MPrunerError(
                 f"'{self.source}' has no weights for {sorted(fresh)[:3]}, so each process and each round would begin with "
@@ -200,7 +203,8 @@ class Cycles:
             )
         self._set_model(whole, None)
         record = self.engine.record
-        record.world_size, record.calibration = args.world_size, facts
+        write_facts(record, trainer, facts)
+        record.training.pop("num_train_epochs", None)  # the config says how long each round trains
         self._write(record)
         with self.runtime.together("training the uncut model"):
             train(trainer, config.start_epoch)
@@ -288,7 +292,7 @@ class Cycles:
         return self.trainer
 
     def _drop(self) -> None:
-        trainer, self.trainer = self.trainer, None
+        trainer, self.trainer, self._bench = self.trainer, None, None
         if trainer is not None:
             release(trainer)
 
@@ -304,6 +308,7 @@ class Cycles:
                 trains=False,
                 snapshot_directory=self.ledger.folder,
                 metric_hint=lambda: self._hint,
+                judged_on=lambda metric: Judged({}) if self._bench is None else self._bench.judged_on(metric),
                 verify_inputs=lambda: first_batch(self._loader),
                 record=record,
             )
@@ -323,7 +328,8 @@ class Cycles:
     def _evaluate(self) -> dict[str, float]:
         if self.trainer is None:
             raise MPrunerError("No Trainer is there to evaluate with.")
-        return evaluate(self.trainer, self.config)
+        self._bench = Workbench(self.trainer, self.config)
+        return evaluate(self._bench)
 
     def _load(self, folder: Path) -> PreTrainedModel:
         return load_whole(self._kind, folder, self._dtype)
