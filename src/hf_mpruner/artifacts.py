@@ -1,7 +1,8 @@
-"""The output folder: model, processor, plan, config, report, heat maps and a README, written whole or not at all."""
+"""The output folder: model, processor, plan, config, record, report, plots and card, written whole or not at all."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .card import ModelFacts, merge_card, render_card
+from .card.front import read_metadata
 from .errors import MPrunerError
-from .heads import find_auto_class
-from .report.plots import write_heat_maps
+from .report import write_plots
 from .runtime import keep_rng_state
-from .storage import new_folder, write_text
+from .storage import new_folder, write_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .config import PruningConfig
     from .report import PruningReport
+
+logger = logging.getLogger(__name__)
 
 # What makes a folder somebody's model.
 _MODEL_FILES = (
@@ -31,6 +35,8 @@ _MODEL_FILES = (
     "pytorch_model*.bin",
 )
 _RUN_FILES = ("checkpoint-*",)
+CARD_NAME = "README.md"
+_UNREADABLE_CARD = "README.before.md"
 
 
 def check_output_dir(
@@ -110,11 +116,11 @@ def write_artifacts(
         report (`PruningReport`): of the run that pruned it.
         config (`PruningConfig`, *optional*): what was asked for; without it no `pruning_config.json` is written.
         source (path or `str`, *optional*): the model that was read; its folder is never replaced.
-        overwrite (`bool`): replace a model that is there.
+        overwrite (`bool`): replace a model that is there. Of its README.md the words of a person stay.
 
     Returns:
         `Path`: the folder, absolute. It holds the model and its processor, `pruning_plan.json`,
-        `pruning_config.json`, `report.json`, `similarity_round_{n}_{stack}.png` and `README.md`.
+        `pruning_config.json`, `pruning_record.json`, `report.json`, `plots/*.png` and `README.md`, the model card.
 
     Raises:
         MPrunerError: if the saved model is not the live one, or it carries adapters; nothing is left behind.
@@ -136,14 +142,79 @@ def write_artifacts(
         report.plan.save_pretrained(draft)
         if config is not None:
             config.save_pretrained(draft)
+        report.record.save(draft)
         report.save(draft)
-        pictures = [
-            picture
-            for number, matrices in report.similarities()
-            for picture in write_heat_maps(draft, matrices, f"similarity_round_{number}")
-        ]
-        write_text(draft / "README.md", render_readme(model, report, config, folder.name, pictures))
+        facts = ModelFacts.of_model(model, processing_class)
+        try:
+            write_pages(draft, report, facts, config=config, title=folder.name, present=_card_before(folder, draft))
+        except Exception as error:  # hours of training are worth more than their description
+            logger.warning("The model is written, its card is not: %s. Try again: hf-mpruner card %s", error, folder)
     return folder
+
+
+def write_pages(
+    folder: Path,
+    report: PruningReport,
+    model: ModelFacts,
+    *,
+    config: PruningConfig | None,
+    title: str,
+    present: str | None = None,
+    **card: Any,
+) -> list[str]:
+    """Write what people look at into a model's folder: plots and card.
+
+    Args:
+        folder (`Path`): of the model.
+        report (`PruningReport`): of the run that pruned it.
+        model (`ModelFacts`): of the pruned model.
+        config (`PruningConfig`, *optional*): what was asked for.
+        title (`str`): heading of a new card.
+        present (`str`, *optional*): the README.md that is there, or was; what a person wrote in it stays.
+        card: more for `render_card`: `repo_id`, `base_model`, `license`, `language`, `tags`, `datasets`.
+
+    Returns:
+        `list[str]`: names of the files, relative to the folder.
+
+    Raises:
+        ValueError: see `render_card` and `merge_card`.
+    """
+    pictures = write_plots(report, folder) or find_pictures(folder)
+    ours = render_card(report, model=model, config=config, title=title, pictures=pictures, **card)
+    write_bytes(folder / CARD_NAME, merge_card(present, ours).encode("utf-8"))
+    return [*pictures, CARD_NAME]
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Names of the pictures that an earlier `write_plots` has left, where nothing can be drawn now."""
+    return sorted(file.relative_to(folder).as_posix() for file in (folder / "plots").glob("*.png"))
+
+
+def read_card(folder: Path) -> str | None:
+    """The README.md of a folder, with its line endings; `None` if there is none.
+
+    Raises:
+        ValueError: if it is not in UTF-8, or its metadata cannot be read.
+    """
+    file = folder / CARD_NAME
+    if not file.is_file():
+        return None
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{file}' is not in UTF-8 ({error}). Save it as UTF-8, or move it away.") from error
+    read_metadata(text)
+    return text
+
+
+def _card_before(folder: Path, draft: Path) -> str | None:
+    """The README.md of the folder that is replaced; one that cannot be read stays whole, beside the new one."""
+    try:
+        return read_card(folder)
+    except ValueError as error:
+        logger.warning("The README.md that was there is now %s: %s", _UNREADABLE_CARD, error)
+        write_bytes(draft / _UNREADABLE_CARD, (folder / CARD_NAME).read_bytes())
+        return None
 
 
 def check_saved_model(model: PreTrainedModel, folder: Path) -> None:
@@ -167,54 +238,6 @@ def check_saved_model(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
-def render_readme(
-    model: PreTrainedModel, report: PruningReport, config: PruningConfig | None, title: str, pictures: list[str]
-) -> str:
-    """The README of an output folder: measured numbers, what was removed, how to load it."""
-    import transformers
-
-    from . import __version__
-
-    plan, record = report.plan, report.record
-    removed, depth = plan.num_removed, sum(stack.depth for stack in plan.stacks.values())
-    origin = (
-        f" of [{record.source_model}](https://huggingface.co/{record.source_model})" if record.source_model else ""
-    )
-    name, module = find_auto_class(model)
-    parts = [
-        f"# {title}",
-        f"A {type(model).__name__}{origin} with {removed} of {depth} layers removed by hf_mpruner {__version__}.",
-        "## Measured",
-        report.to_markdown(),
-        *(f"{sentence[0].upper()}{sentence[1:]}" for sentence in report.refusals),
-        *([f"The run stopped: {record.stopped}."] if record.stopped else []),
-        "## What was removed",
-        "Layers are numbered as in the original model.",
-        "\n".join(
-            f"- `{path}`: {stack.depth} -> {len(stack.kept)} layers. Removed: {_numbers(stack.removed)}. "
-            f"Kept: {_numbers(stack.kept)}."
-            for path, stack in plan.stacks.items()
-        ),
-        *(
-            []
-            if config is None
-            else [
-                f"Threshold {config.threshold:g}, linkage {config.linkage}, seed {config.seed}; every setting is in "
-                "`pruning_config.json`, every round with its evidence in `report.json`."
-            ]
-        ),
-        "## How to load it",
-        f'```python\nfrom {module} import {name}\n\nmodel = {name}.from_pretrained(".")  # this folder\n```',
-        "hf_mpruner is not needed for that. The same cut on a fresh copy of the original model:",
-        "```python\nfrom hf_mpruner import PruningPlan, apply_plan_\n\n"
-        'apply_plan_(original, PruningPlan.from_pretrained("."))\n```',
-        *(["## Similarity of the layers", "\n\n".join(f"![{name}]({name})" for name in pictures)] if pictures else []),
-        "## Versions",
-        f"hf_mpruner {__version__}, transformers {transformers.__version__}, torch {torch.__version__}.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Saving and loading back is no work that anyone waits for with a bar."""
@@ -235,10 +258,6 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     a, b = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
     return torch.equal(a, b)
-
-
-def _numbers(layers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, layers)) or "none"
 
 
 def _listed(names: list[str]) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 
 from custom_kit import CUSTOM_STACK, make_custom
-from hf_mpruner import PruningConfig
-from hf_mpruner.artifacts import render_readme
+from hf_mpruner.card import ModelFacts, render_card
 from hf_mpruner.cli.training import Talk
 from hf_mpruner.record import PruningRecord
 from trainer_kit import Scripted, Spy, add, assert_same, build_trainer, everything
@@ -44,8 +43,8 @@ def test_the_next_granularity_is_tried_in_the_same_epoch_and_everything_is_logge
     )
     saved = PruningRecord.from_dict(callback.record.to_dict())
     assert "to layers [0, 2] cannot be proved right" in saved.rounds[1].reason
-    readme = render_readme(trainer.model, callback.report, PruningConfig(), "small", [])
-    assert "Round 2 was refused: CustomModel (model_type 'custom_kit')" in readme
+    card = render_card(callback.report, model=ModelFacts.of_model(trainer.model), title="small")
+    assert r"Round 2 was refused: CustomModel (model\_type 'custom\_kit')" in card
     assert callback.plan.kept == {CUSTOM_STACK: (0, 2, 3)}
 
 

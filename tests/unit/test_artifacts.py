@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hf_mpruner.artifacts import check_output_dir, check_saved_model, write_artifacts
+from hf_mpruner.artifacts import check_output_dir, check_saved_model, find_pictures, write_artifacts
+from hf_mpruner.card import check_card
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.errors import MPrunerError
 from hf_mpruner.heads import find_auto_class
@@ -42,11 +43,13 @@ def test_folder_is_complete_and_loads_without_us(pruned, tmp_path, weight_digest
         "README.md",
         "config.json",
         "model.safetensors",
+        "plots",
         "pruning_config.json",
         "pruning_plan.json",
+        "pruning_record.json",
         "report.json",
-        "similarity_round_1_bert.encoder.layer.png",
     ]
+    assert (folder / "plots" / "similarity_round_1_bert.encoder.layer.png").is_file()
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"], "a draft was left behind"
     loaded = AutoModelForSequenceClassification.from_pretrained(folder)
     assert weight_digest(loaded) == weight_digest(model)
@@ -55,15 +58,19 @@ def test_folder_is_complete_and_loads_without_us(pruned, tmp_path, weight_digest
     assert PruningReport.load(folder).to_dict() == report.to_dict()
 
 
-def test_readme_says_what_was_measured_and_its_code_runs(pruned, tmp_path, monkeypatch, make_bert):
+def test_the_card_says_what_was_measured_and_its_code_runs(pruned, tmp_path, monkeypatch, make_bert):
     folder = write(tmp_path / "small", pruned)
     text = (folder / "README.md").read_text()
     _, report = pruned
+    check_card(text)
+    assert "\n# small\n" in text
     assert report.to_markdown() in text
     assert "2 of 4 layers removed" in text
-    assert "Removed: 1, 3. Kept: 0, 2." in text
+    assert "| `bert.encoder.layer` | 4 | 2 | 1, 3 | 0, 2 |" in text
     assert str(tmp_path) not in text
-    for picture in re.findall(r"!\[.*\]\((.*)\)", text):
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    assert "plots/similarity_round_1_bert.encoder.layer.png" in pictures
+    for picture in pictures:
         assert (folder / picture).is_file()
     monkeypatch.chdir(folder)
     names = {"original": make_bert()}
@@ -73,12 +80,47 @@ def test_readme_says_what_was_measured_and_its_code_runs(pruned, tmp_path, monke
     assert len(names["original"].bert.encoder.layer) == 2
 
 
-def test_source_is_named_only_if_it_is_on_the_hub(pruned, tmp_path):
-    model, report = pruned
-    assert " of [" not in (write(tmp_path / "one", pruned) / "README.md").read_text()
-    report.record.source_model = "somebody/bert"
-    text = (write(tmp_path / "two", (model, report)) / "README.md").read_text()
-    assert "of [somebody/bert](https://huggingface.co/somebody/bert) with 2 of 4 layers" in text
+@pytest.mark.parametrize(
+    "theirs",
+    ["# Mine\n\nMy words.\n", "---\nlicense: mit # mine\n---\n\n# Mine\r\n\r\nMy words.\r\n"],
+    ids=["text", "more"],
+)
+def test_overwriting_keeps_what_a_person_wrote_in_the_card(theirs, pruned, tmp_path):
+    folder = write(tmp_path / "out", pruned)
+    (folder / "README.md").write_bytes(theirs.encode())
+    write(folder, pruned, overwrite=True)
+    text = (folder / "README.md").read_bytes().decode()
+    assert theirs[theirs.index("# Mine") :] in text
+    assert "2 of 4 layers removed" in text
+    write(folder, pruned, overwrite=True)
+    assert (folder / "README.md").read_bytes().decode() == text
+
+
+@pytest.mark.parametrize(
+    "theirs", [b"---\na: [1\n---\n# Mine\n", "# Gr\u00fc\u00dfe\n".encode("latin-1")], ids=["YAML", "latin-1"]
+)
+def test_a_card_that_cannot_be_read_stays_beside_the_new_one(theirs, pruned, tmp_path, caplog):
+    folder = write(tmp_path / "out", pruned)
+    (folder / "README.md").write_bytes(theirs)
+    write(folder, pruned, overwrite=True)
+    assert (folder / "README.before.md").read_bytes() == theirs
+    check_card((folder / "README.md").read_text())
+    assert "The README.md that was there is now README.before.md: " in caplog.text
+
+
+def test_a_card_that_fails_costs_no_model(pruned, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hf_mpruner.artifacts.render_card", lambda *args, **kwargs: 1 / 0)
+    folder = write(tmp_path / "out", pruned)
+    assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_hidden_layers == 2
+    assert not (folder / "README.md").exists()
+    assert f"its card is not: division by zero. Try again: hf-mpruner card {folder}" in caplog.text
+
+
+def test_pictures_of_before_are_named_where_nothing_can_be_drawn(tmp_path):
+    assert find_pictures(tmp_path) == []
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "layers.png").touch()
+    assert find_pictures(tmp_path) == ["plots/layers.png"]
 
 
 def test_processor_goes_with_the_model(pruned, tmp_path):

@@ -41,18 +41,28 @@ def state(report: PruningReport) -> list[str]:
 
 def opening(report: PruningReport, model: ModelFacts, base_model: str | None) -> str:
     """The first sentence: what this is."""
-    plan, revision = report.plan, report.record.source_revision
-    depth = sum(stack.depth for stack in plan.stacks.values())
+    record = report.record
+    removed = sum(depth - len(kept_now(record)[path]) for path, depth in record.depths.items())
+    depth = sum(record.depths.values())
     what = code(model.class_name)
     if base_model:
-        at = f" at revision {code(revision)}" if revision and base_model == report.record.source_model else ""
+        at = f" at revision {code(record.source_revision)}" if _is_dated(record, base_model) else ""
         what += f", pruned from [{base_model}](https://huggingface.co/{base_model}){at}"
     end = "" if base_model else " The model it was pruned from is not on the Hub, or its name there is not known."
-    if report.record.pending:
-        return f"{what}.{end}"
-    if not plan.num_removed:
+    if not removed:
         return f"{what}: none of its {depth} layers was removed.{end}"
-    return f"{what}: {plan.num_removed} of {count(depth, 'layer')} removed, chosen by how alike they are (CKA).{end}"
+    measured = any(round_.similarity for round_ in record.rounds)
+    how = ", chosen by how alike they are (CKA)" if measured else ""
+    return f"{what}: {removed} of {count(depth, 'layer')} removed{how}.{end}"
+
+
+def kept_now(record: PruningRecord) -> dict[str, list[int]]:
+    """Layers that the weights have, in the original numbering: those of a round that is being recovered, too."""
+    return record.pending.kept if record.pending else record.kept
+
+
+def _is_dated(record: PruningRecord, base_model: str) -> bool:
+    return bool(record.source_revision) and base_model == record.source_model
 
 
 def headlines(report: PruningReport) -> list[str]:
@@ -80,12 +90,8 @@ def _metric_line(report: PruningReport, before: float, after: Measurement) -> st
     line = f"**{plain(record.metric)}**: {number(before)} -> {number(after.metric or 0.0)}"
     if kept is not None and kept.drop is not None:
         line += f" ({'better' if kept.drop <= 0 else 'worse'} by {number(abs(kept.drop))})"
-    judging = record.data.get("judging", {})
-    examples = after.num_examples or judging.get("num_examples")
-    source = _source(judging)
-    if examples or source:
-        line += " on" + (f" {count(examples, 'example')}" if examples else "")
-        line += (f" of {source}" if examples else f" {source}") if source else ""
+    described = _described(record.data.get("judging", {}), after.num_examples)
+    line += f" on {described}" if described else ""
     if after.interval:
         low, high = after.interval
         line += f"; {record.confidence:.0%} interval after pruning {number(low)} to {number(high)}"
@@ -110,12 +116,14 @@ def _shape(shape: Any) -> str:
     return " x ".join(map(str, shape)) if isinstance(shape, list | tuple) else plain(shape)
 
 
-def stack_rows(report: PruningReport) -> list[str]:
+def stack_rows(record: PruningRecord) -> list[str]:
     """A row for each stack: depth before and after, what went, what stays, in the original numbering."""
-    return [
-        f"| {code(path)} | {stack.depth} | {len(stack.kept)} | {numbers(stack.removed)} | {numbers(stack.kept)} |"
-        for path, stack in report.plan.stacks.items()
-    ]
+    rows = []
+    for path, depth in record.depths.items():
+        kept = kept_now(record)[path]
+        removed = sorted(set(range(depth)) - set(kept))
+        rows.append(f"| {code(path)} | {depth} | {len(kept)} | {numbers(removed)} | {numbers(kept)} |")
+    return rows
 
 
 def data_lines(report: PruningReport) -> list[str]:
@@ -125,33 +133,32 @@ def data_lines(report: PruningReport) -> list[str]:
         "judging": "**Judged** every round",
         "training": "**Trained** the model",
     }
-    lines = []
-    for role, words in roles.items():
-        part = report.record.data.get(role, {})
-        source, examples = _source(part), part.get("num_examples")
-        facts = [*([source] if source else []), *([count(examples, "example")] if examples else [])]
-        if facts:
-            lines.append(f"{words}: {', '.join(facts)}")
-    return lines
+    parts = {role: _described(report.record.data.get(role, {})) for role in roles}
+    return [f"{words}: {parts[role]}" for role, words in roles.items() if parts[role]]
 
 
-def _source(part: Mapping[str, Any]) -> str:
-    """Data in words: the Hub id with its configuration and split, or what else is known of it."""
+def _described(part: Mapping[str, Any], examples: int | None = None) -> str:
+    """Data in words: how many examples, and the Hub id with its configuration and split, or what else is known of it."""
+    examples = examples or part.get("num_examples")
+    how_many = count(examples, "example") if examples else ""
+    facts = [f"{key} {code(part[key])}" for key in ("config", "split", "revision") if part.get(key)]
     if is_hub_id(part.get("dataset")):
         name = f"[{part['dataset']}](https://huggingface.co/datasets/{part['dataset']})"
-    elif part.get("source"):
-        name = plain(part["source"])
-    else:
-        return ""
-    facts = [f"{key} {code(part[key])}" for key in ("config", "split", "revision") if part.get(key)]
-    return f"{name} ({', '.join(facts)})" if facts else name
+        return (f"{how_many} of {name}" if how_many else name) + (f" ({', '.join(facts)})" if facts else "")
+    facts = [*([plain(part["source"])] if part.get("source") else []), *facts]
+    if how_many:
+        return f"{how_many} ({', '.join(facts)})" if facts else how_many
+    return ", ".join(facts)
 
 
-def recovery_lines(report: PruningReport, config: PruningConfig) -> list[str]:
+def recovery_lines(report: PruningReport, config: PruningConfig | None) -> list[str]:
     """How the rounds were decided, and what trained between a cut and its verdict."""
     record = report.record
+    if config is None:  # a plan was applied, and each round says so
+        reasons = [f"{round_.reason[0].upper()}{round_.reason[1:]}." for round_ in report.rounds if round_.reason]
+        return [plain(reason) for reason in reasons]
     lines = [
-        f"Neighbouring layers with a similarity (CKA) of {config.threshold:g} or more form a cluster; of each cluster the "
+        f"Neighbouring layers with a similarity (CKA) of {config.threshold} or more form a cluster; of each cluster the "
         "first layer stays, or every k-th."
     ]
     if record.metric and any(round_.drop is not None for round_ in report.rounds):
@@ -159,7 +166,7 @@ def recovery_lines(report: PruningReport, config: PruningConfig) -> list[str]:
             record.greater_is_better or False, ""
         )
         lines.append(
-            f"A round was kept if {code(record.metric)}{better} was worse than the uncut model's by {config.max_metric_drop:g} "
+            f"A round was kept if {code(record.metric)}{better} was worse than the uncut model's by {config.max_metric_drop} "
             "at most."
         )
     default = PruningConfig().to_dict()
@@ -175,7 +182,7 @@ def recovery_lines(report: PruningReport, config: PruningConfig) -> list[str]:
     return lines
 
 
-def limits(report: PruningReport, config: PruningConfig, base_model: str | None) -> list[str]:
+def limits(report: PruningReport, config: PruningConfig | None, base_model: str | None) -> list[str]:
     """What these numbers do not say."""
     record, kept, after = report.record, kept_round(report), report.after
     chose, judged = record.data.get("calibration", {}), record.data.get("judging", {})
@@ -194,7 +201,7 @@ def limits(report: PruningReport, config: PruningConfig, base_model: str | None)
             "would say how much."
         )
     said += _noise(kept, after, record)
-    if kept is not None and kept.decided_at_step and not config.stop_when_done:
+    if kept is not None and kept.decided_at_step and not (config and config.stop_when_done):
         said.append(
             f"It was measured at training step {kept.decided_at_step:,}. If training went on after that, the weights are "
             "newer than the numbers."
@@ -223,13 +230,14 @@ def _noise(kept: Round | None, after: Measurement | None, record: PruningRecord)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    keys = ("dataset", "source", "config", "split", "revision")
-    described = [key for key in ("dataset", "source") if one.get(key)]
-    return bool(described) and all(one.get(key) == other.get(key) for key in keys)
+    """Whether both are known to be the same data; two sets of the user's own need not be."""
+    if one.get("dataset") or other.get("dataset"):
+        return all(one.get(key) == other.get(key) for key in ("dataset", "config", "split", "revision"))
+    return one.get("source") == other.get("source") and one.get("source") not in (None, "given by the user")
 
 
-def all_settings(config: PruningConfig, record: PruningRecord) -> dict[str, Any]:
+def all_settings(config: PruningConfig | None, record: PruningRecord) -> dict[str, Any]:
     """Every setting that has a value, for whoever wants to repeat the run."""
-    given = {key: value for key, value in config.to_dict().items() if value is not None}
-    found: dict[str, Any] = {"pruning": given}
-    return {**found, "training": record.training} if record.training else found
+    pruning = {} if config is None else {key: value for key, value in config.to_dict().items() if value is not None}
+    parts: dict[str, Any] = {"pruning": pruning, "training": record.training}
+    return {name: values for name, values in parts.items() if values}

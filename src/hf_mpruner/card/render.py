@@ -19,7 +19,7 @@ from .check import check_card, is_hub_id
 from .facts import ModelFacts
 from .front import BEGIN, END, dump_yaml, written_note
 from .metadata import build_metadata
-from .prose import all_settings, data_lines, headlines, limits, opening, recovery_lines, stack_rows, state
+from .prose import all_settings, data_lines, headlines, kept_now, limits, opening, recovery_lines, stack_rows, state
 from .snippets import replay_snippet, usage_snippet
 from .words import code, plain
 
@@ -61,13 +61,15 @@ def render_card(
     Raises:
         ValueError: for a license or a language that the Hub does not know.
     """
-    config = config or PruningConfig.from_dict(report.record.config)
+    if config is None and report.record.config:
+        config = PruningConfig.from_dict(report.record.config)
     base = next((name for name in (report.record.source_model, base_model) if is_hub_id(name)), None)
     metadata = build_metadata(
         report, model, name=title, base_model=base, license=license, language=language, tags=tags, datasets=datasets
     )
     values = _values(report, model, config, repo_id or ".", base, pictures)
-    section = _template().render(begin=BEGIN, end=END, note=written_note(metadata), **values)
+    text = _template().render(values).strip().replace("<!--", "<! --")  # no name may end our section
+    section = f"{BEGIN}\n{written_note(metadata)}\n\n{text}\n\n{END}"
     card = f"---\n{dump_yaml(metadata)}---\n\n# {plain(title)}\n\n{section}\n"
     check_card(card)
     return card
@@ -76,16 +78,17 @@ def render_card(
 def _values(
     report: PruningReport,
     model: ModelFacts,
-    config: PruningConfig,
+    config: PruningConfig | None,
     source: str,
     base: str | None,
     pictures: Sequence[str],
 ) -> dict[str, Any]:
-    record, plan = report.record, report.plan
-    removed = bool(plan.num_removed) and not record.pending
+    record = report.record
+    removed = kept_now(record) != {path: list(range(depth)) for path, depth in record.depths.items()}
     revision = record.source_revision if base == record.source_model else None
     stopped = [f"The run stopped: {plain(record.stopped)}."] if record.stopped else []
-    settings = json.dumps(all_settings(config, record), indent=2, default=str, ensure_ascii=False)
+    given = all_settings(config, record)
+    settings = json.dumps(given, indent=2, default=str, ensure_ascii=False)
     return {
         "state": state(report),
         "opening": opening(report, model, base),
@@ -95,14 +98,14 @@ def _values(
         "table": report.to_markdown(),
         "after_table": [*(f"{plain(text[0].upper() + text[1:])}" for text in report.refusals), *stopped],
         "removed": removed,
-        "rows": stack_rows(report),
+        "rows": stack_rows(record),
         **_pictures(report, pictures),
         "data": data_lines(report),
         "how": recovery_lines(report, config),
-        "settings": settings.replace("<!--", "<! --"),
+        "settings": settings if given else "",
         "limits": limits(report, config, base),
-        "replay": replay_snippet(model, source, base, revision) if removed else "",
-        "command": _apply_command(source, base, revision) if removed and base else "",
+        "replay": replay_snippet(model, source, base, revision) if removed and not record.pending else "",
+        "command": _apply_command(source, base, revision) if removed and base and not record.pending else "",
         "versions": _versions(report),
     }
 

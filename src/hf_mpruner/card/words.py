@@ -20,7 +20,7 @@ def code(text: object) -> str:
         >>> code("bert.encoder.layer"), code("a`b")
         ('`bert.encoder.layer`', '`` a`b ``')
     """
-    shown = " ".join(str(text).split()).replace("<!--", "<! --").replace("|", "¦")
+    shown = " ".join(str(text).split()).replace("|", "¦")
     if "`" not in shown:
         return f"`{shown}`"
     fence = "`" * (max(len(run) for run in _runs(shown)) + 1)
@@ -60,9 +60,8 @@ def count(number_of: int, noun: str) -> str:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return code(value)
-    return f"{value:g}" if isinstance(value, float) else code(value) if isinstance(value, str) else plain(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else code(value)
 
 
 def _runs(text: str) -> list[str]:

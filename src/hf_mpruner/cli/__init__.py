@@ -19,12 +19,14 @@ COMMANDS = {
     "analyze": "measure the similarity of its layers, suggest plans",
     "prune": "cut, recover, judge, and save the smaller model",
     "apply": "cut a model as a plan says, without training",
+    "card": "write the model card, the plots and the report of a pruned model again",
 }
 EXAMPLES = """examples:
   hf-mpruner inspect google-bert/bert-base-uncased
   hf-mpruner analyze MODEL --dataset dair-ai/emotion --output_dir analysis
   hf-mpruner prune   MODEL --dataset dair-ai/emotion --max_metric_drop 0.01 --output_dir smaller
   hf-mpruner apply   MODEL --plan analysis --output_dir smaller
+  hf-mpruner card    smaller --repo_id ann/smaller --license apache-2.0
 
 Each command has its own --help. HF_MPRUNER_DEBUG=1 shows the whole trace of an error."""
 INTERRUPTED = 130
