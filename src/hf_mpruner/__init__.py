@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_mpruner.features import measure_similarity
     from hf_mpruner.oneshot import prune_
     from hf_mpruner.plan import PruningPlan
+    from hf_mpruner.publish import push_pruned_model
     from hf_mpruner.record import PruningRecord
     from hf_mpruner.report import PruningReport
     from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, linear_cka
@@ -57,6 +58,7 @@ __all__ = [
     "measure_similarity",
     "prune_",
     "prune_in_cycles",
+    "push_pruned_model",
     "register_architecture",
 ]
 
@@ -85,6 +87,7 @@ _MODULE_OF = {
     "measure_similarity": "features",
     "prune_": "oneshot",
     "prune_in_cycles": "cycles",
+    "push_pruned_model": "publish",
     "register_architecture": "architectures",
 }
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "prune": "cut, recover, judge, and save the smaller model",
     "apply": "cut a model as a plan says, without training",
     "card": "write the model card, the plots and the report of a pruned model again",
+    "push": "put a pruned model on the Hub, and compare what arrived",
 }
 EXAMPLES = """examples:
   hf-mpruner inspect google-bert/bert-base-uncased
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   hf-mpruner prune   MODEL --dataset dair-ai/emotion --max_metric_drop 0.01 --output_dir smaller
   hf-mpruner apply   MODEL --plan analysis --output_dir smaller
   hf-mpruner card    smaller --repo_id ann/smaller --license apache-2.0
+  hf-mpruner push    smaller ann/bert-pruned --private
 
 Each command has its own --help. HF_MPRUNER_DEBUG=1 shows the whole trace of an error."""
 INTERRUPTED = 130

@@ -1,7 +1,7 @@
 """The Hub, seen from here: names and rights, one whole commit that is safe to try again, what must not leave."""
 
 from .account import Account, find_account
-from .commit import Pushed, commit_files
+from .commit import Pushed, check_target, commit_files
 from .explain import explain
 from .ids import check_repo_id
 from .leaks import NEVER_SENT, Secrets, find_leaks, is_local, scrub_json
@@ -16,6 +16,7 @@ __all__ = [
     "Remote",
     "Secrets",
     "check_repo_id",
+    "check_target",
     "commit_files",
     "explain",
     "find_account",

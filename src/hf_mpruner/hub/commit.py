@@ -21,7 +21,7 @@ from .account import Account, find_account
 from .explain import explain
 from .ids import check_repo_id
 from .remote import CARD, Remote, find_remote
-from .retry import brief, patiently
+from .retry import brief, patiently, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def commit_files(
         raise
     except Exception as error:
         text = explain(error, push.repo_id, f"push to '{push.repo_id}'")
-        raise PushError(f"{text} Nothing was committed, as far as the Hub says.") from error
+        raise PushError(f"{text} {push.left_behind()}") from error
 
 
 def check_target(revision: str | None, create_pr: bool) -> None:
@@ -147,6 +147,7 @@ class _Push:
     mark: str = field(default_factory=lambda: f"hf_mpruner push {uuid.uuid4().hex[:16]}")
     account: Account | None = None
     sent: bool = False
+    in_doubt: bool = False
     card_sent: tuple[CardState, str] = ("none", "")
     refused: str = ""
     stats: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -167,8 +168,10 @@ class _Push:
             self.account = find_account(self.token)
             self.repo_id = self.account.complete(self.repo_id)
         self.account.check(self.repo_id, create_pr=self.create_pr)
-        if self.sent and (made := self._find_commit()):
-            return made
+        if self.sent:
+            if made := self._find_commit():
+                return made
+            self.in_doubt = False
         remote = self._find_or_make()
         if self.check is not None and not self.sent:
             self.check(remote)
@@ -178,6 +181,15 @@ class _Push:
             return self._pushed(remote.head, None, None, state, reason)
         return self._commit(remote, operations, state, reason)
 
+    def left_behind(self) -> str:
+        """What can be said of the repository after an error that was not of the last step's making."""
+        if not self.in_doubt:
+            return "Nothing was committed."
+        if self.create_pr:
+            page = f"{HfApi().endpoint}/{self.repo_id}/discussions"
+            return f"Whether the pull request was opened is not known: look at {page} before trying again."
+        return "Whether it was committed is not known: a second push finds out, and commits nothing twice."
+
     def _find_or_make(self) -> Remote:
         api = HfApi(token=self.token)
         branch = None if self.create_pr or self.revision == MAIN else self.revision
@@ -186,7 +198,8 @@ class _Push:
         except RevisionNotFoundError:
             if self.revision.startswith("refs/"):
                 raise
-            self._check_private(find_remote(self.repo_id, None, self.token))
+            if main := find_remote(self.repo_id, None, self.token):
+                main.check_private(self.private)
             api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
             remote = find_remote(self.repo_id, branch, self.token)
         if remote is None:
@@ -196,15 +209,8 @@ class _Push:
             remote = find_remote(self.repo_id, branch, self.token)
         if remote is None:
             raise PushError(f"'{self.repo_id}' was made but cannot be found. Try again in a minute. Nothing was sent.")
-        self._check_private(remote)
+        remote.check_private(self.private)
         return remote
-
-    def _check_private(self, remote: Remote | None) -> None:
-        if self.private and remote is not None and not remote.private:
-            raise PushError(
-                f"'{self.repo_id}' is public, and private was asked for. Push to a new name, make it private in its "
-                "settings on the Hub, or leave --private (private=True) out. Nothing was sent."
-            )
 
     def _make_card(self, remote: Remote) -> tuple[str | None, CardState, str]:
         """README.md as it is to be written, if at all, with what is to be said of it."""
@@ -254,9 +260,12 @@ class _Push:
                 create_pr=self.create_pr,
                 parent_commit=remote.head,
             )
-        except ValueError as error:
-            if isinstance(error, json.JSONDecodeError) or CARD not in str(error) or state != "written":
+        except Exception as error:
+            status = status_of(error)
+            self.in_doubt = status is None or status >= 500
+            if state != "written" or not _is_about_card(error):
                 raise
+            self.in_doubt = False
             self.refused = " ".join(str(error).split())  # the weights are not held up by their description
             return self.attempt()
         made = None if info.oid == remote.head else info.oid
@@ -304,6 +313,11 @@ class _Push:
         url = pull_request_url or f"{HfApi().endpoint}/{self.repo_id}/commit/{head}"
         revision = f"refs/pr/{pull_request_url.rpartition('/')[2]}" if pull_request_url else self.revision
         return Pushed(self.repo_id, url, commit, head, revision, pull_request_url, state, reason)
+
+
+def _is_about_card(error: Exception) -> bool:
+    """Whether the Hub, or its client, does not take the metadata of README.md."""
+    return isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError) and CARD in str(error)
 
 
 def _keep_theirs(ours: Path | bytes) -> Callable[[str | None], str]:

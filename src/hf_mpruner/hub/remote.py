@@ -12,6 +12,8 @@ from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
+from hf_mpruner.errors import PushError
+
 CARD = "README.md"
 # What `from_pretrained` of any framework could take for the weights; at the top of a repository only.
 WEIGHTS = (
@@ -48,6 +50,18 @@ class Remote:
     def weights(self) -> tuple[str, ...]:
         """Files that hold a model's weights."""
         return tuple(name for name in self.files if any(fnmatchcase(name, pattern) for pattern in WEIGHTS))
+
+    def check_private(self, asked: bool | None) -> None:
+        """Refuse to send to everybody what was meant for few.
+
+        Raises:
+            PushError: if a private repository was asked for and this one is public.
+        """
+        if asked and not self.private:
+            raise PushError(
+                f"'{self.repo_id}' is public, and private was asked for. Push to a new name, make it private in its "
+                "settings on the Hub, or leave --private (private=True) out. Nothing was sent."
+            )
 
     def read(self, path: str) -> bytes:
         """A small file of this very commit, from the Hub and from no cache.

@@ -1,0 +1,250 @@
+"""A folder that is to be pushed: which files go, whether they belong together, and whether they load."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from hf_mpruner.config import CONFIG_NAME, PruningConfig
+from hf_mpruner.errors import MPrunerError, PlanMismatchError, PushError
+from hf_mpruner.hub import NEVER_SENT, WEIGHTS, Secrets, find_leaks, scrub_json
+from hf_mpruner.plan import PLAN_NAME, PruningPlan
+from hf_mpruner.record import RECORD_NAME, PruningRecord
+from hf_mpruner.report import REPORT_NAME, PruningReport
+from hf_mpruner.verify.saved import quietly
+
+CARD = "README.md"
+# What a Trainer leaves in a folder and no user of the model needs; hidden files and names with "_" stay as well.
+_NOT_SENT = (
+    *NEVER_SENT,
+    "checkpoint-*",
+    "optimizer.*",
+    "scheduler.*",
+    "scaler.*",
+    "rng_state*",
+    "trainer_state.json",
+    "__pycache__",
+    "*.tmp",
+)
+_SCRUBBED_BYTES = 20_000_000
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A pruned model on the disk that was found whole.
+
+    Args:
+        folder (`Path`): where it lies.
+        files (`tuple[str, ...]`): what is sent, relative to the folder, README.md among it if there is one.
+        config (`PreTrainedConfig`): of the model.
+        model_class (type): what loads it.
+        plan (`PruningPlan`): how it was cut.
+        report (`PruningReport`, *optional*): of the run that cut it.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+    plan: PruningPlan
+    report: PruningReport | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all that is sent."""
+        return sum((self.folder / name).stat().st_size for name in self.files)
+
+    def load(self, where: str | os.PathLike[str] | None = None, **options: Any) -> PreTrainedModel:
+        """The model of the folder, or of another place, in eval mode.
+
+        Raises:
+            MPrunerError: if weights are missing, left over, or of another shape.
+        """
+        place = self.folder if where is None else where
+        loader: Any = self.model_class
+        with quietly():
+            model, info = loader.from_pretrained(
+                place, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        faults = [f"{kind.replace('_', ' ')} {sorted(map(str, found))[:3]}" for kind, found in info.items() if found]
+        if faults:
+            raise MPrunerError(
+                f"'{place}' is no whole {self.model_class.__name__}: loading it reports {'; '.join(faults)}. Save it "
+                "again with model.save_pretrained(folder)."
+            )
+        return model.eval()
+
+    def check_weights(self) -> None:
+        """Load the weights and compare them with the plan.
+
+        Raises:
+            PlanMismatchError: if the plan leaves other layers than there are.
+            MPrunerError: if it does not load whole.
+        """
+        _check_fits(self.load(), self.plan)
+
+    def contents(self, secrets: Secrets) -> dict[str, Path | bytes]:
+        """What is sent under each name, once nothing private is in it; local paths are taken out of JSON files.
+
+        Raises:
+            PushError: for a token, or for a local path that cannot be taken out.
+        """
+        found: dict[str, Path | bytes] = {}
+        for name in self.files:
+            file = self.folder / name
+            content: Path | bytes = file
+            if file.suffix == ".json" and file.stat().st_size <= _SCRUBBED_BYTES:
+                content = scrub_json(file.read_bytes(), secrets)
+            if leaks := find_leaks(content, secrets):
+                raise PushError(
+                    f"'{file}' holds {leaks[0]}, which must not leave this machine. Take it out of the file, or the file "
+                    "out of the folder, then push again. Nothing was sent."
+                )
+            found[name] = content
+        return found
+
+
+def read_folder(folder: str | os.PathLike[str], *, trust_remote_code: bool = False) -> ModelFolder:
+    """Look whether a folder holds a pruned model whose files belong together; weights are not read.
+
+    Args:
+        folder (path): as `hf-mpruner prune` or `apply` wrote it.
+        trust_remote_code (`bool`): whether code that lies in the folder may be run to load it.
+
+    Raises:
+        ValueError: if it is no folder, or lacks the config, the weights or the plan.
+        PlanMismatchError: if plan, report and settings are not of one run.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"'{folder}' is no folder. Pass the one that hf-mpruner prune wrote (its --output_dir).")
+    files = tuple(find_files(root))
+    _check_complete(root, files)
+    plan = PruningPlan.from_pretrained(root)
+    report = PruningReport.load(root) if REPORT_NAME in files else None
+    _check_one_run(root, files, plan, report)
+    config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
+    return ModelFolder(root, files, config, find_class(config, root, trust_remote_code), plan, report)
+
+
+def find_files(folder: Path) -> list[str]:
+    """Names of what is sent of a folder, in order."""
+    names = (file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file())
+    return [name.as_posix() for name in names if not any(_stays(part) for part in name.parts)]
+
+
+def find_class(config: PreTrainedConfig, folder: Path, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """The class that a folder's model was saved from.
+
+    Raises:
+        ValueError: if transformers does not have it, and no trusted code brings it.
+    """
+    name = next(iter(config.architectures or ()), None)
+    own = [found for auto, found in (getattr(config, "auto_map", None) or {}).items() if auto.startswith("AutoModel")]
+    own.sort(key=lambda found: found.rpartition(".")[2] != name)
+    if own and trust_remote_code:
+        found: type[PreTrainedModel] = get_class_from_dynamic_module(own[0], str(folder))
+        return found
+    if name is not None and hasattr(transformers, name):
+        found = getattr(transformers, name)
+        return found
+    hint = (
+        "It brings code of its own: pass --trust_remote_code (trust_remote_code=True) to run it."
+        if own
+        else ("Save it with model.save_pretrained(folder).")
+    )
+    raise ValueError(f"The config in '{folder}' names the class {name!r}, which transformers does not have. {hint}")
+
+
+def _stays(part: str) -> bool:
+    return part.startswith((".", "_")) or any(fnmatchcase(part, pattern) for pattern in _NOT_SENT)
+
+
+def _check_complete(root: Path, files: tuple[str, ...]) -> None:
+    if "adapter_config.json" in files:
+        raise ValueError(
+            f"'{root}' holds adapters, not a whole model. Merge them and save that: "
+            "model.merge_and_unload().save_pretrained(folder)."
+        )
+    if "config.json" not in files:
+        raise ValueError(f"'{root}' has no config.json. Pass the folder that model.save_pretrained wrote.")
+    weights = [name for name in files if any(fnmatchcase(name, pattern) for pattern in WEIGHTS)]
+    tensors = [name for name in weights if not name.endswith(".index.json")]
+    if not tensors:
+        raise ValueError(
+            f"'{root}' has no weights (model.safetensors, or its parts). Write them there with "
+            "model.save_pretrained(folder), then push."
+        )
+    for name in weights:
+        if name.endswith(".index.json"):
+            parts = set(json.loads((root / name).read_text(encoding="utf-8"))["weight_map"].values())
+            if missing := sorted(parts - set(files)):
+                raise ValueError(
+                    f"'{root}' lacks '{missing[0]}', which '{name}' names: {len(missing)} of {len(parts)} parts of the "
+                    "weights are not there. Save the model again with model.save_pretrained(folder)."
+                )
+    if PLAN_NAME not in files:
+        raise ValueError(
+            f"'{root}' has no {PLAN_NAME}, so nothing says how the model was pruned. Write it with "
+            f"plan.save_pretrained(folder). A model that was not pruned is pushed by: hf upload REPO_ID {root}"
+        )
+
+
+def _check_one_run(root: Path, files: tuple[str, ...], plan: PruningPlan, report: PruningReport | None) -> None:
+    """The plan, the report, the record and the settings say the same."""
+    if report is None:
+        return
+    if report.plan.kept != plan.kept:
+        raise PlanMismatchError(
+            f"'{root}' mixes two runs: {PLAN_NAME} keeps {_short(plan.kept)}, {REPORT_NAME} {_short(report.plan.kept)}. "
+            "Write the folder anew, or take the file of the other run out of it."
+        )
+    if RECORD_NAME in files and PruningRecord.load(root).kept != report.record.kept:
+        raise PlanMismatchError(
+            f"'{root}' mixes two runs: {RECORD_NAME} and {REPORT_NAME} keep other layers. Write the folder anew."
+        )
+    if CONFIG_NAME in files and report.record.config:
+        written, measured = PruningConfig.from_pretrained(root).to_dict(), report.record.config
+        other = sorted(key for key in measured if key in written and written[key] != measured[key])
+        if other:
+            raise PlanMismatchError(
+                f"'{root}' mixes two runs: {other[0]} is {written[other[0]]!r} in {CONFIG_NAME} and "
+                f"{measured[other[0]]!r} in {REPORT_NAME}. Write the folder anew."
+            )
+
+
+def _check_fits(model: PreTrainedModel, plan: PruningPlan) -> None:
+    """The model has as many layers as the plan leaves, in each stack."""
+    if plan.model_type is not None and plan.model_type != model.config.model_type:
+        raise PlanMismatchError(
+            f"The plan is for a model of type '{plan.model_type}', the weights are of a '{model.config.model_type}'. Put "
+            f"the plan of this model into {PLAN_NAME}."
+        )
+    for path, stack in plan.stacks.items():
+        try:
+            depth = len(list(model.get_submodule(path).children()))
+        except AttributeError:
+            depth = 0
+        if not depth:
+            raise PlanMismatchError(
+                f"The plan names '{path}', which is no stack of {type(model).__name__}. Put the plan of this model into "
+                f"{PLAN_NAME}."
+            )
+        if depth != len(stack.kept):
+            hint = "It was not applied: hf-mpruner apply does." if depth == stack.depth else "It is another model's."
+            raise PlanMismatchError(
+                f"The plan leaves {len(stack.kept)} of {stack.depth} layers in '{path}', the weights have {depth}. {hint}"
+            )
+
+
+def _short(kept: Mapping[str, Any]) -> str:
+    return "; ".join(f"{path}: {list(layers)}" for path, layers in kept.items())
