@@ -23,7 +23,7 @@ BERT = "bert.encoder.layer"
 
 
 def test_a_strip_tells_what_each_round_did_to_each_layer():
-    (strip,) = layer_strips(bert_report())
+    (strip,) = layer_strips(bert_report().record)
     assert (strip.path, strip.depth, strip.kept) == (BERT, 6, (0, 1, 2, 4, 5))
     assert [row.layers("kept") for row in strip.rows] == [(0, 2, 4), (0, 1, 2, 4, 5), (0, 2, 5)]
     assert [row.layers("candidate") for row in strip.rows] == [(1, 3, 5), (), (1, 4)]
@@ -33,14 +33,14 @@ def test_a_strip_tells_what_each_round_did_to_each_layer():
 
 def test_a_refused_cut_removes_nothing_and_is_called_so():
     report = build_report({"h": 3}, [({"h": [0, 1]}, "refused", None), ({"h": [0, 2]}, "unjudged", None)])
-    (strip,) = layer_strips(report)
+    (strip,) = layer_strips(report.record)
     assert [row.verdict for row in strip.rows] == ["refused", "unjudged"]
     assert strip.rows[0].layers("candidate") == (2,)
     assert strip.rows[1].layers("removed") == (1,)
 
 
 def test_the_metric_curve_has_the_original_and_every_round_that_was_measured():
-    curve = metric_curve(bert_report(halfwidth=0.01))
+    curve = metric_curve(bert_report(halfwidth=0.01).record)
     assert [(point.label, point.metric, point.accepted) for point in curve.points] == [
         ("original", 0.94, True), ("1", 0.81, False), ("2", 0.9325, True), ("3", 0.78, False),
     ]  # fmt: skip
@@ -49,7 +49,7 @@ def test_the_metric_curve_has_the_original_and_every_round_that_was_measured():
 
 
 def test_a_metric_that_should_be_small_has_its_limit_above():
-    curve = metric_curve(bert_report(baseline=1.5, metric="loss", greater_is_better=False))
+    curve = metric_curve(bert_report(baseline=1.5, metric="loss", greater_is_better=False).record)
     assert curve.limit == pytest.approx(1.52)
 
 
@@ -63,21 +63,21 @@ def test_a_metric_that_should_be_small_has_its_limit_above():
     ids=["no round", "no metric", "refused"],
 )
 def test_no_curve_is_made_up(report):
-    assert metric_curve(report) is None
+    assert metric_curve(report.record) is None
 
 
 def test_without_the_allowed_drop_there_is_no_limit():
-    assert metric_curve(bert_report(config={})).limit is None
+    assert metric_curve(bert_report(config={}).record).limit is None
 
 
 def test_each_measured_model_comes_once():
-    models = measured_models(bert_report())
+    models = measured_models(bert_report().record)
     # round 3 was rejected, so the model that it was decided on is the one that was kept
     assert [(model.name, model.rounds, model.kept) for model in models] == [
         ("original", (1, 2), False), ("after round 2 (kept)", (3,), True),
     ]  # fmt: skip
     assert models[1].matrices[BERT].layers == (0, 1, 2, 4, 5)
-    assert [model.name for model in measured_models(bert_report(measured_after=False))] == [
+    assert [model.name for model in measured_models(bert_report(measured_after=False).record)] == [
         "original",
         "after round 2",
     ]
@@ -85,7 +85,7 @@ def test_each_measured_model_comes_once():
 
 def test_what_was_kept_comes_last_if_no_round_followed_it():
     report = build_report({"h": 4}, [({"h": [0, 2]}, "accepted", 0.94)])
-    assert [(model.name, model.rounds) for model in measured_models(report)] == [
+    assert [(model.name, model.rounds) for model in measured_models(report.record)] == [
         ("original", (1,)), ("after round 1 (kept)", ()),
     ]  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_the_stages_of_a_model_stand_side_by_side():
 
 @pytest.mark.parametrize(("size", "factor"), [("parameters", 1), ("bytes", 4)])
 def test_points_lie_where_they_were_measured(size, factor):
-    ax = draw_metric(metric_curve(bert_report(halfwidth=0.01)), size).get_axes()[0]
+    ax = draw_metric(metric_curve(bert_report(halfwidth=0.01).record), size).get_axes()[0]
     marks = [line for line in ax.lines if line.get_marker() in ("s", "o")]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [
         (6500 * factor, 0.94), (3500 * factor, 0.81), (5500 * factor, 0.9325), (3500 * factor, 0.78),
@@ -137,7 +137,7 @@ def test_points_lie_where_they_were_measured(size, factor):
 
 
 def test_without_intervals_there_are_no_bars():
-    assert not draw_metric(metric_curve(bert_report())).get_axes()[0].containers
+    assert not draw_metric(metric_curve(bert_report().record)).get_axes()[0].containers
 
 
 def test_curves_lie_between_the_layers_they_compare():

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +22,7 @@ from .series import (
     layer_strips,
     measured_models,
     metric_curve,
+    middles,
     short_names,
 )
 
@@ -104,13 +104,13 @@ def draw_figures(report: PruningReport) -> Iterator[tuple[str, Figure]]:
     """
     for number, matrices in report.similarities():
         yield from _heat_maps(f"similarity_round_{number}", matrices, f"before round {number}")
-    models = measured_models(report)
+    models = measured_models(report.record)
     for model in models:
         if model.kept:
             yield from _heat_maps("similarity_after", model.matrices, "after")
     if report.rounds:
         yield "layers", draw_layers(report)
-    if (curve := metric_curve(report)) is not None:
+    if (curve := metric_curve(report.record)) is not None:
         yield "metric", draw_metric(curve)
     if any(len(matrix.layers) > 1 for model in models for matrix in model.matrices.values()):
         yield "adjacent_similarity", draw_adjacent_similarity(report)
@@ -146,7 +146,7 @@ def draw_layers(report: PruningReport) -> Figure:
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    strips = layer_strips(report)
+    strips = layer_strips(report.record)
     names = short_names([strip.path for strip in strips])
     needed = {strip.path: max(strip.depth, 1 + len(names[strip.path]) // 3) for strip in strips}  # a cell is 3 letters
     lines = _lines(strips, needed)
@@ -238,8 +238,8 @@ def draw_metric(curve: MetricCurve, size: Size = "parameters") -> Figure:
     ax.margins(0.12)
     ax.set_xlabel("size" if size == "bytes" else "parameters")
     ax.set_ylabel(curve.metric)
-    notes = ["hollow: rejected"] if not all(point.accepted for point in curve.points) else []
-    if any(point.interval is not None for point in curve.points):
+    notes = ["hollow: rejected"] if curve.has_rejected else []
+    if curve.has_intervals:
         notes.append(f"bars: {curve.confidence:.0%} confidence interval")
     ax.set_title("; ".join(notes), fontsize=8, loc="left", color="0.35")
     _plain(ax)
@@ -256,7 +256,7 @@ def draw_adjacent_similarity(report: PruningReport) -> Figure:
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    models, depths = measured_models(report), report.record.depths
+    models, depths = measured_models(report.record), report.record.depths
     paths = [path for path in depths if any(_has_curve(model.matrices.get(path)) for model in models)]
     names, threshold = short_names(paths), report.record.config.get("threshold")
     columns = 1 if len(paths) == 1 or max(depths.values()) > _LINE_LAYERS else 2
@@ -286,12 +286,6 @@ def draw_adjacent_similarity(report: PruningReport) -> Figure:
     shown = {name: labels[name] for name in order}
     figure.legend(shown.values(), shown, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
     return figure
-
-
-def middles(matrix: SimilarityMatrix) -> tuple[list[float], list[float]]:
-    """The curve of `SimilarityMatrix.adjacent`: each value half way between the two layers it compares."""
-    layers = [float(layer) for layer in matrix.layers]
-    return [(one + other) / 2 for one, other in pairwise(layers)], list(matrix.adjacent)
 
 
 def _has_curve(matrix: SimilarityMatrix | None) -> bool:

@@ -12,7 +12,10 @@ from typing import Any
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.record import Measurement, PruningRecord, Round
 from hf_mpruner.similarity import SimilarityMatrix
-from hf_mpruner.storage import write_json
+from hf_mpruner.storage import write_json, write_text
+
+from .page import PAGE_NAME, render_page
+from .words import format_bytes
 
 REPORT_NAME = "report.json"
 
@@ -89,6 +92,15 @@ class PruningReport:
         rule = [":---" if i in (0, len(header) - 1) else "---:" for i in range(len(header))]
         return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
+    def to_html(self) -> str:
+        """One HTML page with the table, every figure and all facts; it needs no network and no script."""
+        return render_page(self.record, *self._cells())
+
+    def save_html(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `report.html` into a folder and return its path."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return write_text(Path(folder) / PAGE_NAME, self.to_html())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: the record, and the table's facts about before and after."""
         before, after = self.before, self.after
@@ -162,18 +174,3 @@ class PruningReport:
             "" if seconds is None else f"{seconds:.2f}",
             verdict,
         ]
-
-
-def format_bytes(num_bytes: int) -> str:
-    """Bytes in decimal units.
-
-    Example:
-        >>> format_bytes(437_947_416)
-        '437.9 MB'
-    """
-    value, unit = float(num_bytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"

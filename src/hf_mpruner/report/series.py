@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import pairwise, takewhile
+from typing import Any, Literal
 
+from hf_mpruner.record import Measurement, PruningRecord, Round
 from hf_mpruner.similarity import SimilarityMatrix
-
-if TYPE_CHECKING:
-    from hf_mpruner.record import Measurement, Round
-
-    from .report import PruningReport
 
 State = Literal["kept", "removed", "gone", "candidate"]
 # In words, for legends and for who cannot see the colours.
@@ -105,6 +101,16 @@ class MetricCurve:
     greater_is_better: bool
     confidence: float
 
+    @property
+    def has_rejected(self) -> bool:
+        """Whether any point is a model that was not kept."""
+        return not all(point.accepted for point in self.points)
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether the interval of any point is known."""
+        return any(point.interval is not None for point in self.points)
+
 
 @dataclass(frozen=True)
 class MeasuredModel:
@@ -131,14 +137,19 @@ class MeasuredModel:
         return f"{name} (kept)" if self.kept else name
 
 
-def layer_strips(report: PruningReport) -> list[LayerStrip]:
+def decided_rounds(record: PruningRecord) -> tuple[Round, ...]:
+    """Every round with a verdict, rejected ones too."""
+    return tuple(round_ for round_ in record.rounds if round_.verdict != "pending")
+
+
+def layer_strips(record: PruningRecord) -> list[LayerStrip]:
     """For each stack what every decided round did to every original layer."""
-    return [_strip(report, path, depth) for path, depth in report.record.depths.items()]
+    return [_strip(record, path, depth) for path, depth in record.depths.items()]
 
 
-def _strip(report: PruningReport, path: str, depth: int) -> LayerStrip:
+def _strip(record: PruningRecord, path: str, depth: int) -> LayerStrip:
     rows, current = [], set(range(depth))
-    for round_ in report.rounds:
+    for round_ in decided_rounds(record):
         stays = set(round_.kept.get(path, current))
         change: State = "candidate" if round_.verdict == "rejected" else "removed"
         states: list[State] = ["gone"] * depth
@@ -149,12 +160,12 @@ def _strip(report: PruningReport, path: str, depth: int) -> LayerStrip:
     return LayerStrip(path, depth, tuple(rows), tuple(sorted(current)))
 
 
-def metric_curve(report: PruningReport) -> MetricCurve | None:
+def metric_curve(record: PruningRecord) -> MetricCurve | None:
     """The metric of the uncut model and of every round that has one; `None` where fewer than two were measured."""
-    record, points = report.record, []
+    points = []
     if record.baseline is not None and record.baseline.metric is not None:
         points.append(MetricPoint("original", record.baseline, record.baseline.metric, accepted=True))
-    for round_ in report.rounds:
+    for round_ in decided_rounds(record):
         if round_.after.metric is not None and not round_.refused:  # nothing of a refused cut's size was ever there
             accepted = round_.verdict != "rejected"
             points.append(MetricPoint(str(round_.number), round_.after, round_.after.metric, accepted, round_.drop))
@@ -167,12 +178,12 @@ def metric_curve(report: PruningReport) -> MetricCurve | None:
     return MetricCurve(record.metric, tuple(points), limit, greater, record.confidence)
 
 
-def measured_models(report: PruningReport) -> list[MeasuredModel]:
+def measured_models(record: PruningRecord) -> list[MeasuredModel]:
     """Every model whose similarities were measured, in order and each once."""
     found: list[MeasuredModel] = []
     made_by: int | None = None
     last: dict[str, dict[str, Any]] = {}
-    for round_ in report.rounds:
+    for round_ in decided_rounds(record):
         if round_.similarity and round_.similarity == last:
             found[-1] = replace(found[-1], rounds=(*found[-1].rounds, round_.number))
         elif round_.similarity:
@@ -180,12 +191,18 @@ def measured_models(report: PruningReport) -> list[MeasuredModel]:
             found.append(MeasuredModel((round_.number,), made_by, False, matrices, dict(round_.clusters)))
         last = round_.similarity
         made_by = made_by if round_.verdict == "rejected" else round_.number
-    after = report.record.similarity_after
+    after = record.similarity_after
     if after and after == last and found[-1].made_by == made_by:
         found[-1] = replace(found[-1], kept=True)
     elif after:
         found.append(MeasuredModel((), made_by, True, _matrices(after), {}))
     return found
+
+
+def middles(matrix: SimilarityMatrix) -> tuple[list[float], list[float]]:
+    """The curve of `SimilarityMatrix.adjacent`: each value half way between the two layers it compares."""
+    layers = [float(layer) for layer in matrix.layers]
+    return [(one + other) / 2 for one, other in pairwise(layers)], list(matrix.adjacent)
 
 
 def short_names(paths: list[str]) -> dict[str, str]:

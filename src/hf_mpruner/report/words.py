@@ -1,0 +1,117 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Bytes in decimal units.
+
+    Example:
+        >>> format_bytes(437_947_416)
+        '437.9 MB'
+    """
+    value, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def format_count(count: float) -> str:
+    """A large number with a letter.
+
+    Example:
+        >>> format_count(85_054_608), format_count(1_200)
+        ('85.1M', '1.2K')
+    """
+    letter, size = _letter(count)
+    return f"{count / size:.1f}{letter}" if letter else f"{count:g}"
+
+
+def _letter(count: float) -> tuple[str, float]:
+    for letter, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= 0.99995 * size:  # what would be rounded to 1000.0 of the smaller one
+            return letter, size
+    return "", 1.0
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration in the unit that suits it.
+
+    Example:
+        >>> format_seconds(0.0213), format_seconds(2.5), format_seconds(4000)
+        ('21.3 ms', '2.50 s', '1 h 07 min')
+    """
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.2f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_ranges(layers: Iterable[int]) -> str:
+    """Layer numbers with runs drawn together.
+
+    Example:
+        >>> format_ranges((2, 3, 4, 7))
+        '2-4, 7'
+    """
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "layer"), counted(3, "layer")
+        ('1 layer', '3 layers')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round values that cover an axis, about `count` of them; the first and the last lie at or beyond its ends.
+
+    Example:
+        >>> nice_ticks(0.87, 0.943)
+        [0.86, 0.88, 0.9, 0.92, 0.94, 0.96]
+    """
+    span = high - low
+    rough = span / count
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def tick_labels(ticks: list[float]) -> list[str]:
+    """Ticks with as many decimals as the step needs.
+
+    Example:
+        >>> tick_labels([0.0, 0.025, 0.05])
+        ['0.000', '0.025', '0.050']
+    """
+    decimals = next(d for d in range(13) if all(abs(tick - round(tick, d)) < 1e-9 for tick in ticks))
+    return [f"{tick:.{decimals}f}" for tick in ticks]
+
+
+def count_labels(ticks: list[float]) -> list[str]:
+    """Ticks of an axis of large numbers, with one letter for all.
+
+    Example:
+        >>> count_labels([0.0, 500_000.0, 1_000_000.0])
+        ['0.0M', '0.5M', '1.0M']
+    """
+    letter, size = _letter(max(ticks, default=0.0))
+    return [f"{label}{letter}" for label in tick_labels([tick / size for tick in ticks])]
