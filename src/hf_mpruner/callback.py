@@ -30,6 +30,7 @@ from .rollback import names_of
 from .runtime import Runtime, detect_runtime
 from .seal import Sealer, sweep
 from .subject import trained_model, trained_whole
+from .uploads import check_pushes, sweep_parcels, wrap_pushes
 from .workbench import Workbench
 
 if TYPE_CHECKING:
@@ -110,7 +111,12 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
             self._trainer = trainer
             _ATTACHED.add(self)
             wrap_train(trainer, LayerPruningCallback, self._prepare_resume, self._train_ended)
+            wrap_pushes(trainer, LayerPruningCallback, self._find_run)
         return self
+
+    def _find_run(self) -> tuple[PruningRecord, PruningConfig] | None:
+        engine = self.engine
+        return None if engine is None or engine.record.baseline is None else (engine.record, self.config)
 
     def _train_ended(self) -> None:
         self._in_training = False
@@ -170,6 +176,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         model, resumption = trained_model(trainer), self._resumption
         check_optimizer(trained_whole(trainer), kwargs["optimizer"])
         check_trainer(trainer, self.config, state, kwargs["train_dataloader"], resumed=resumption is not None)
+        check_pushes(trainer)
         save_with_base(cast(Any, trainer.model))
         retraining = Retraining(trainer, self.config)
         retraining.check(kwargs["optimizer"], runtime)
@@ -186,6 +193,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self._watch(model, state)
         if args.output_dir is not None and runtime.is_main_process:
             sweep(Path(args.output_dir))
+            sweep_parcels(Path(args.output_dir))
         if resumption is not None and resumption.record.pending is not None:
             self._rebuild(resumption, runtime, state, kwargs)
         self._resumption = None

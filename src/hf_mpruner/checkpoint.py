@@ -66,6 +66,25 @@ def write_record(folder: Path, record: PruningRecord, files: Iterable[Path]) -> 
     return write_json(folder / RECORD_NAME, {**values, "sha256": _digest(values)})
 
 
+def reseal(record: bytes, *, changed: Mapping[str, bytes], gone: Iterable[str]) -> bytes:
+    """The record of a checkpoint that is sent elsewhere with some of its files other than they are here.
+
+    Args:
+        record (`bytes`): content of its `pruning_record.json`.
+        changed (`Mapping[str, bytes]`): contents of the files that are others, by their path in it.
+        gone: paths of the files that are left out.
+
+    Returns:
+        `bytes`: the content to send; with it the copy is whole.
+    """
+    values = json.loads(record)
+    files = {name: sums for name, sums in (values.get("files") or {}).items() if name not in set(gone)}
+    for name in files.keys() & changed.keys():
+        files[name] = {"size": len(changed[name]), "sha256": hashlib.sha256(changed[name]).hexdigest()}
+    values = {key: value for key, value in values.items() if key != "sha256"} | {"files": files}
+    return (json.dumps({**values, "sha256": _digest(values)}, indent=2, allow_nan=False) + "\n").encode()
+
+
 def checksums(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
     """Size and SHA-256 of some files in a folder, by their path in it; they are flushed to the disk first."""
     return {file.relative_to(folder).as_posix(): checksum(file, flush=True) for file in sorted(files)}
