@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Value
-from transformers import PerceiverConfig, WhisperConfig
+from transformers import BertConfig, ClapConfig, PerceiverConfig, WhisperConfig
 
 from hf_mpruner.cli import main
 from hf_mpruner.config import PruningConfig
@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def _text_world(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
     words = ("[PAD]", "[UNK]", "red", "blue", "the", "a", "is", "was")
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
@@ -359,13 +359,16 @@ def test_analyze_refuses(words, code, message, world, run):
     assert result.out == ""
 
 
-def test_analyze_of_an_encoder_decoder(tmp_path, run):
+def test_analyze_of_an_encoder_decoder_without_a_head(tmp_path, run):
     from transformers import T5Config
 
-    T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path)
+    T5Config(architectures=["T5Model"]).save_pretrained(tmp_path)
     result = run("analyze", tmp_path, "--dataset", "d")
     assert result.code == 1
-    assert "not a t5 model: its decoder needs targets. Use measure_similarity(model, loader)" in result.err
+    assert (
+        "not a t5 model without a head for a task here: its decoder needs targets. Name the task with --task"
+        in result.err
+    )
 
 
 def test_analyze_without_a_tokenizer(world, tmp_path, run):
@@ -436,6 +439,13 @@ def test_prune_trains_a_new_head_first(world, tmp_path, run):
     from transformers import AutoModelForSequenceClassification
 
     words = ["prune", world / "base", "--dataset", world / "text", *EAGER, "--output_dir", tmp_path / "out"]
+    asked = run(*words)
+    assert asked.code == 2
+    assert (
+        "has a head for fill-mask, and the data has labels ('label'): say which task is meant, --task fill"
+        in asked.err
+    )
+    words += ["--task", "text-classification"]
     result = run(*words)
     assert result.code == 2
     assert "has no trained head for text-classification: 4 weights are new (bert.pooler.dense.bias" in result.err
@@ -504,7 +514,7 @@ def test_config_file_and_flags(world, tmp_path, run):
         (["--output_dir", "{w}/new", "--eval_split", "test"], 2, "--eval_split test: Data set '{w}/text' has no split 'test'"),
         (["--output_dir", "{w}/new", "--metric", "acuracy"], 2, "--metric acuracy is not measured here (did you mean 'accuracy'?): pass one of accuracy, f1_macro, loss"),
         (["--output_dir", "{w}/new", "--label_column", "mood"], 2, "label_column='mood' is not a column"),
-        (["--output_dir", "{w}/new", "--task", "image-classification"], 2, "--task image-classification: a bert model has no head for it, only for 'text-classification'"),
+        (["--output_dir", "{w}/new", "--task", "image-classification"], 2, "--task image-classification: a bert model has no head for it, only for 'text-classification', 'token-classification', 'question-answering'"),
         (["--output_dir", "{w}/new", "--protect", "0", "1", "2", "3"], 1, "Every layer that could go is protected or pinned"),
         (["--dataset", "{w}/empty", "--output_dir", "{w}/new"], 2, "--train_split train: Data set '{w}/empty' has no rows in 'train'"),
         (["--dataset", "{w}/digits", "--output_dir", "{w}/new"], 2, "No column looks like the text. The columns are 'image', 'label'"),
@@ -528,9 +538,13 @@ def test_a_model_for_other_labels(world, tmp_path, run):
 
 def test_a_model_without_a_task_and_one_with_two():
     with pytest.raises(ValueError, match=r"perceiver model can do 'text-classification', 'image-class.*with --task"):
-        find_task(PerceiverConfig(), None)
+        find_task(PerceiverConfig())
     assert find_task(PerceiverConfig(), "image-classification").kind == "image"
-    with pytest.raises(
-        UnsupportedArchitectureError, match=r"A whisper model has no head .* trains 'text-classification'"
-    ):
-        find_task(WhisperConfig(), None)
+    assert find_task(BertConfig(architectures=["BertForMaskedLM"])).name == "fill-mask"
+    whisper = WhisperConfig(architectures=["WhisperForConditionalGeneration"])
+    with pytest.raises(UnsupportedArchitectureError, match=r"whisper model is for automatic-speech.* 'text-classif"):
+        find_task(whisper)
+    with pytest.raises(UnsupportedArchitectureError, match="A clap model has no head for a task here"):
+        find_task(ClapConfig())
+    with pytest.raises(ValueError, match=r"--task sumarization: there is no such task here \(did you mean 'summ"):
+        find_task(BertConfig(), "sumarization")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .flags import add_config_flags, add_data_flags, read_config
+from .flags import COLUMNS, add_config_flags, add_data_flags, config_words, read_config
 from .output import add_format, align, command_line, say, show
-from .parser import UsageError, same_trust
+from .parser import UsageError, same_trust, same_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from hf_mpruner.tasks import Task
 
 EXAMPLES = """examples:
   hf-mpruner analyze MODEL --dataset dair-ai/emotion --output_dir analysis
@@ -33,18 +38,19 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     folder = None if args.output_dir is None else _check_folder(args.output_dir)
 
-    from hf_mpruner.tasks import find_reader
-
-    from .loading import choose_columns, load_split, read_settings
+    from .loading import choose_columns, load_split, read_settings, take
     from .measure import chosen_stacks, measure, suggest
-    from .models import load_config, load_for_analysis, load_processor, main_input
+    from .models import load_config, load_for_analysis, load_processor
 
     model_config = load_config(args.model, args.revision, args.trust_remote_code)
-    task = find_reader(main_input(model_config, args.trust_remote_code))
+    task = _choose_reader(args, model_config)
     data = load_split(args, "split")
     columns = choose_columns(args, data, task, need_label=False)
-    processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code)
-    model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code)
+    data = take(args, data, columns, task)
+    options = task.processor_options(model_config)
+    processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code, **options)
+    named = task if args.task else None
+    model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code, named)
     stacks = chosen_stacks(model, config)
     matrices = measure(model, data, processor, columns, config, stacks, task, read_settings(args, config.seed))
     plan = suggest(args.model, model, matrices, stacks, config)
@@ -64,6 +70,20 @@ def run(args: argparse.Namespace) -> int:
     )
     _say_next(args, plan.num_removed, config.threshold, drawn)
     return 0
+
+
+def _choose_reader(args: argparse.Namespace, config: PreTrainedConfig) -> Task:
+    """The task whose rows the model reads: the one that was named, its head's, or one of the same kind of input."""
+    from hf_mpruner.heads import find_head
+    from hf_mpruner.tasks import TASKS, find_reader
+
+    from .loading import choose_task
+    from .models import main_input
+
+    head = find_head(config)
+    if args.task or (head is not None and head.task in TASKS):
+        return choose_task(args, config)
+    return find_reader(main_input(config, args.trust_remote_code))
 
 
 def _check_folder(output_dir: str) -> Path:
@@ -157,5 +177,7 @@ def _say_next(args: argparse.Namespace, num_removed: int, threshold: float, draw
         )
     if not num_removed:
         say(args, f"No neighbouring layers are alike at threshold {threshold:g}: try one of the smaller ones above.")
-    words = ["prune", args.model, "--dataset", args.dataset, "--threshold", f"{threshold:g}"]
+    words = ["prune", args.model, *same_words(args, ["revision", "dataset", "dataset_config", *COLUMNS, "task"])]
+    words += same_words(args, ["max_length", "max_target_length", "source_prefix"])
+    words += [*config_words(args, besides=("threshold",)), "--threshold", f"{threshold:g}"]
     say(args, f"Next: {command_line(*words, '--output_dir', 'smaller', *same_trust(args))}")

@@ -5,11 +5,29 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import types
+from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hf_mpruner.config import CONFIG_NAME, PruningConfig
 
-from .parser import UsageError, add_model_flags
+from .parser import UsageError, add_model_flags, same_words
+
+# Role -> what the column holds, for `--help`. By default a column is found by its type and its name.
+COLUMNS = {
+    "text_column": "the text, the two texts of a pair, or the source text",
+    "label_column": "the class, or the tags of the words",
+    "image_column": "the image, or the path of its file",
+    "tokens_column": "the words",
+    "target_column": "the text that is to come out",
+    "question_column": "the question",
+    "context_column": "the text that holds the answer",
+    "answers_column": "the answers, in SQuAD's form",
+}
+# Written out, so that --help needs no transformers; a test compares.
+TASK_NAMES = (
+    "text-classification", "token-classification", "image-classification", "question-answering", "text-generation",
+    "text2text-generation", "fill-mask", "summarization", "translation",
+)  # fmt: skip
 
 
 def add_config_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -54,11 +72,26 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         "--dataset", required=True, help="Hub id, folder (files or save_to_disk), or one CSV/JSON/Parquet file"
     )
     data.add_argument("--dataset_config", help="configuration of a data set that has several")
-    data.add_argument("--text_column", nargs="+", metavar="COLUMN", help="the text, or the two texts of a pair")
-    data.add_argument("--image_column", metavar="COLUMN", help="the image")
+    for flag, text in COLUMNS.items():
+        many: dict[str, Any] = {"nargs": "+"} if flag == "text_column" else {}
+        data.add_argument(f"--{flag}", metavar="COLUMN", help=text, **many)
+    data.add_argument("--task", help=f"what the model is for (default: what its head is for): {', '.join(TASK_NAMES)}")
     data.add_argument(
         "--max_length", type=int, help="cut texts to so many tokens (default: as many as the model takes)"
     )
+    data.add_argument("--max_target_length", type=int, help="the same for target texts")
+    data.add_argument("--source_prefix", default="", help="goes before each source text, e.g. 'summarize: ' for T5")
+
+
+def config_words(args: argparse.Namespace, besides: Sequence[str] = ()) -> list[str]:
+    """The flags of `PruningConfig` as they were given, for a command to try next."""
+    words: list[str] = []
+    for field in dataclasses.fields(PruningConfig):
+        value = getattr(args, field.name, None)
+        if field.name in besides or value is None:
+            continue
+        words += [f"--no_{field.name}"] if value is False else same_words(args, [field.name])
+    return words
 
 
 def _add_flag(group: Any, name: str, hint: Any, text: str) -> None:

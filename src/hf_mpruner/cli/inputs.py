@@ -10,10 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mpruner.config import PruningConfig
-from hf_mpruner.data import Columns
+from hf_mpruner.data import Columns, column_types
+from hf_mpruner.scoring import LoadedMetric, load_metrics
 from hf_mpruner.tasks import Purpose, Settings, Task
 
-from .loading import choose_columns, choose_task, load_split, read_settings
+from .loading import choose_columns, choose_task, load_split, read_settings, take
 from .models import load_config, load_for_task, load_processor
 from .parser import UsageError, closest
 
@@ -28,6 +29,7 @@ class Inputs(NamedTuple):
     processing_class: Any
     columns: Columns
     settings: Settings
+    metrics: list[LoadedMetric]
     train: Any
     judge: Any
     calibration: Any
@@ -44,11 +46,16 @@ def load_inputs(args: argparse.Namespace, config: PruningConfig) -> Inputs:
         UsageError: if the task, a split or a column cannot be found, or the head would have to be trained first.
     """
     trains = config.recovery_epochs > 0
-    task = choose_task(args, load_config(args.model, args.revision, args.trust_remote_code))
+    model_config = load_config(args.model, args.revision, args.trust_remote_code)
+    task = choose_task(args, model_config)
+    metrics = read_metrics(args)
     train, judge = load_split(args, "train_split"), load_split(args, "eval_split")
     calibration = train if args.calibration_split is None else load_split(args, "calibration_split")
+    _refuse_unused_labels(args, train, task)
     columns = choose_columns(args, train, task, need_label=True)
-    processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code)
+    train, judge, calibration = (take(args, data, columns, task) for data in (train, judge, calibration))
+    options = task.processor_options(model_config)
+    processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code, **options)
     model, new = load_for_task(
         args.model,
         task,
@@ -65,22 +72,51 @@ def load_inputs(args: argparse.Namespace, config: PruningConfig) -> Inputs:
         )
     if task.kind == "text" and getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = processor.pad_token_id
-    return Inputs(task, model, processor, columns, read_settings(args, config.seed), train, judge, calibration)
+    settings = read_settings(args, config.seed)
+    return Inputs(task, model, processor, columns, settings, metrics, train, judge, calibration)
+
+
+def read_metrics(args: argparse.Namespace) -> list[LoadedMetric]:
+    """The metrics of evaluate that the user named, loaded now.
+
+    Raises:
+        UsageError: if one cannot be loaded.
+    """
+    if not args.metrics:
+        return []
+    try:
+        return load_metrics(args.metrics)
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(f"--metrics: {error}") from error
 
 
 def choose_metric_name(config: PruningConfig, inputs: Inputs) -> PruningConfig:
-    """The config with the metric that decides.
+    """The config with the metric that decides, if that can be known before an evaluation.
 
     Raises:
         UsageError: if the one that was asked for is not measured.
     """
-    task = inputs.task
+    if inputs.metrics:
+        return config
+    own = inputs.task.own_metrics(inputs.model.config)
+    known = (*own, "loss", *([] if own else ["perplexity"]))
     if config.metric is None:
-        return dataclasses.replace(config, metric=task.default_metric(inputs.model.config))
-    known = (*task.metrics, "loss")
+        return dataclasses.replace(config, metric=known[0])
     if config.metric not in known:
         raise UsageError(
             f"--metric {config.metric} is not measured here{closest(config.metric, known)}: pass one of "
-            f"{', '.join(known)}."
+            f"{', '.join(known)}, or load it from evaluate: --metrics {config.metric}."
         )
     return config
+
+
+def _refuse_unused_labels(args: argparse.Namespace, data: Any, task: Task) -> None:
+    """Ask, where a language model that nobody fine-tuned meets data with classes: both tasks may be meant."""
+    if args.task is not None or task.name not in ("fill-mask", "text-generation"):
+        return
+    labels = [name for name, kind in column_types(data).items() if kind == "class" or name in ("label", "labels")]
+    if labels:
+        raise UsageError(
+            f"'{args.model}' has a head for {task.name}, and the data has labels ('{labels[0]}'): say which task is meant, "
+            f"--task {task.name} or --task text-classification."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -55,6 +56,20 @@ def choose_columns(args: argparse.Namespace, data: Any, task: Task, *, need_labe
         raise UsageError(f"{args.dataset}: {error}") from error
 
 
+def take(args: argparse.Namespace, data: Any, columns: Columns, task: Task) -> Any:
+    """The columns that matter, in one form whatever the file could hold.
+
+    Raises:
+        UsageError: if this part of the data lacks a column, or a cell cannot be read.
+    """
+    path = Path(args.dataset)
+    folder = path if path.is_dir() else path.parent if path.is_file() else None
+    try:
+        return task.take(data, columns, folder)
+    except ValueError as error:
+        raise UsageError(f"{args.dataset}: {error}") from error
+
+
 def read_settings(args: argparse.Namespace, seed: int) -> Settings:
     """What the flags say about the way from rows to inputs."""
-    return Settings(max_length=args.max_length, seed=seed)
+    return Settings(args.max_length, args.max_target_length, args.source_prefix, seed)

@@ -98,15 +98,24 @@ def own_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type
     return found
 
 
-def load_processor(name: str, kind: ModelKind, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_processor(
+    name: str, kind: ModelKind, revision: str | None = None, trust_remote_code: bool = False, **options: Any
+) -> Any:
     """The model's tokenizer or image processor; a tokenizer without padding pads with its end-of-text token.
+
+    Args:
+        name (`str`): Hub id or folder of the model.
+        kind (`"text"` or `"image"`): what the model reads.
+        revision (`str`, *optional*): branch, tag or commit.
+        trust_remote_code (`bool`): whether the model's own code may run.
+        options: further arguments of its `from_pretrained`.
 
     Raises:
         FileNotFoundError: if there is none beside the model.
     """
     auto = transformers.AutoTokenizer if kind == "text" else transformers.AutoImageProcessor
     try:
-        processor = auto.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        processor = auto.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, KeyError) as error:
         what = "tokenizer" if kind == "text" else "image processor"
         raise FileNotFoundError(
@@ -126,11 +135,21 @@ def load_processor(name: str, kind: ModelKind, revision: str | None = None, trus
 
 
 def load_for_analysis(
-    name: str, config: PreTrainedConfig, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    config: PreTrainedConfig,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    task: Task | None = None,
 ) -> PreTrainedModel:
-    """The model as it was saved, on the accelerator if there is one."""
-    load: Any = own_class(config, trust_remote_code).from_pretrained
-    model = load(name, revision=revision, dtype="auto")
+    """The model as it was saved, or with the head of a task that was named; on the accelerator if there is one."""
+    model: Any
+    if task is not None:
+        model, _ = load_for_task(
+            name, task, label_names=None, revision=revision, dtype="auto", trust_remote_code=trust_remote_code
+        )
+    else:
+        load: Any = own_class(config, trust_remote_code).from_pretrained
+        model = load(name, revision=revision, dtype="auto")
     return model.to(torch.accelerator.current_accelerator() or "cpu")
 
 
@@ -173,13 +192,14 @@ def main_input(config: PreTrainedConfig, trust_remote_code: bool = False) -> Mod
     """What the model reads.
 
     Raises:
-        UnsupportedArchitectureError: if it reads neither text nor images, or needs targets for its decoder.
+        UnsupportedArchitectureError: if it reads neither text nor images, or needs targets for its decoder and has no
+            head that says which.
     """
     name = own_class(config, trust_remote_code).main_input_name
     if getattr(config, "is_encoder_decoder", False) or name not in ("input_ids", "pixel_values"):
         reason = "its decoder needs targets" if name == "input_ids" else f"it reads {name}"
         raise UnsupportedArchitectureError(
-            f"hf-mpruner analyze feeds texts or images, but not a {config.model_type} model: {reason}. Use "
-            "measure_similarity(model, loader) with batches of your own."
+            f"hf-mpruner analyze feeds texts or images, but not a {config.model_type} model without a head for a task here: "
+            f"{reason}. Name the task with --task, or use measure_similarity(model, loader) with batches of your own."
         )
     return "text" if name == "input_ids" else "image"

@@ -58,6 +58,22 @@ def same_trust(args: argparse.Namespace) -> list[str]:
     return ["--trust_remote_code"] if args.trust_remote_code else []
 
 
+def same_words(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Flags as they were given, for a command to try next.
+
+    Example:
+        >>> same_words(argparse.Namespace(task=None, text_column=["a", "b"]), ["task", "text_column"])
+        ['--text_column', 'a', 'b']
+    """
+    words: list[str] = []
+    for name in names:
+        value = getattr(args, name, None)
+        if value is not None and value != "" and value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name}", *map(str, values)]
+    return words
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """A question about the nearest known word, or nothing.
 

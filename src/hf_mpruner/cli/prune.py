@@ -1,4 +1,4 @@
-"""Remove layers of a classifier, round by round: measure, cut, recover, judge, keep or go back. Then save it."""
+"""Remove layers of a model, round by round: measure, cut, recover, judge, keep or go back. Then save it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `hf-mpruner prune`."""
     add_data_flags(parser)
     data = parser.add_argument_group("what trains, chooses and judges")
-    data.add_argument("--label_column", metavar="COLUMN", help="the class")
     data.add_argument("--train_split", default="train", help="trains between the rounds (default: train)")
     data.add_argument("--eval_split", default="validation", help="judges every round (default: validation)")
     data.add_argument(
         "--calibration_split", help="similarity is measured on a sample of it (default: the train split)"
     )
-    data.add_argument("--task", help="text-classification or image-classification (default: what the model can do)")
     training = parser.add_argument_group("recovery training", "names and meaning as in TrainingArguments")
     training.add_argument("--learning_rate", type=float, default=5e-5, help="default: 5e-5")
     training.add_argument("--batch_size", type=int, default=16, help="examples a device and step (default: 16)")
@@ -47,6 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--weight_decay", type=float, default=0.0, help="default: 0")
     training.add_argument(
         "--lr_scheduler_type", default="constant", help="default: constant, so that every round recovers alike"
+    )
+    training.add_argument(
+        "--training", nargs="+", metavar="KEY=VALUE", default=[], help="any other field of TrainingArguments"
+    )
+    judging = parser.add_argument_group("judging")
+    judging.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="metrics of the evaluate library, or folders with one, instead of what the task measures itself; "
+        "'f1:average=macro' passes arguments, 'glue:mrpc' a configuration; --metric says which decides",
     )
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", help="new folder for the model, the plan, the report and the heat maps")
@@ -107,6 +116,9 @@ def _check(args: argparse.Namespace, config: PruningConfig) -> None:
     """Refuse what cannot work before anything is loaded."""
     if args.output_dir is None and not args.dry_run:
         raise UsageError("--output_dir is missing: name a new folder for the smaller model, or pass --dry_run.")
+    from .arguments import read_training
+
+    read_training(args.training)
     if config.recovery_epochs == 0 and config.start_epoch > 0:
         raise UsageError(
             f"--start_epoch {config.start_epoch} trains but --recovery_epochs 0 does not: pass --recovery_epochs 1 or "
@@ -152,7 +164,7 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
     from hf_mpruner.metric import strip_prefix
     from hf_mpruner.oneshot import prune_
 
-    from .training import make_trainer
+    from .training import make_trainer, rehearse
 
     trains = config.recovery_epochs > 0
     with main_process_first():
@@ -170,6 +182,7 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
         )
     with shared_temporary_folder() as folder:
         trainer = make_trainer(args, config, inputs, train=train, judge=judge, folder=folder)
+        config = rehearse(trainer, config, inputs)
         if not trains:
             return prune_(
                 inputs.model,

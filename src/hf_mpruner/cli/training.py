@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -16,13 +18,19 @@ from transformers import (
 )
 
 from hf_mpruner.config import PruningConfig
+from hf_mpruner.metric import choose_metric, strip_prefix
+from hf_mpruner.runtime import keep_rng_state
 
+from .arguments import read_training
 from .inputs import Inputs
 from .output import say
-from .processes import rank
+from .parser import UsageError
+from .processes import rank, world_size
 
 # Rounds that the default number of epochs leaves room for; a run ends earlier once no layers are alike.
 ROUNDS = 10
+# Examples of the rehearsal.
+REHEARSED = 16
 
 
 def make_trainer(
@@ -47,22 +55,24 @@ def make_trainer(
     epochs = args.num_train_epochs or config.start_epoch + config.recovery_epochs * (config.max_rounds or ROUNDS)
     task, model, processing_class = inputs.task, inputs.model, inputs.processing_class
     trainer_class, arguments_class = task.trainer_classes()
-    arguments = arguments_class(
-        output_dir=folder,
-        num_train_epochs=epochs,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type=args.lr_scheduler_type,
-        weight_decay=args.weight_decay,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.batch_size,
-        seed=config.seed,
-        eval_strategy="no",
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty() or args.format == "quiet" or rank() != 0,
-        dataloader_pin_memory=torch.accelerator.is_available(),
-    )
+    options: dict[str, Any] = {
+        "output_dir": folder,
+        "num_train_epochs": epochs,
+        "learning_rate": args.learning_rate,
+        "lr_scheduler_type": args.lr_scheduler_type,
+        "weight_decay": args.weight_decay,
+        "per_device_train_batch_size": args.batch_size,
+        "per_device_eval_batch_size": args.batch_size,
+        "seed": config.seed,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty() or args.format == "quiet" or rank() != 0,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+    }
+    options |= task.training_options(inputs.settings, inputs.metrics)
+    arguments = arguments_class(**{**options, **read_training(args.training)})
     trainer = trainer_class(
         model,
         arguments,
@@ -70,7 +80,8 @@ def make_trainer(
         eval_dataset=judge,
         processing_class=processing_class,
         data_collator=task.make_collator(model, processing_class),
-        compute_metrics=task.make_compute_metrics(model, processing_class, judge),
+        compute_metrics=task.make_scorer(model, processing_class, judge, inputs.metrics),
+        **task.trainer_options(inputs.metrics),
     )
     for printer in (PrinterCallback, ProgressCallback):  # both print logs to stdout, which is for data
         trainer.remove_callback(printer)
@@ -78,6 +89,29 @@ def make_trainer(
         trainer.add_callback(Bars())
     trainer.add_callback(Talk(lambda text: say(args, text)))
     return trainer
+
+
+def rehearse(trainer: Trainer, config: PruningConfig, inputs: Inputs) -> PruningConfig:
+    """Let metrics that were loaded judge a few examples, so that what they cannot do ends no training.
+
+    Returns:
+        `PruningConfig`: with the metric that decides.
+
+    Raises:
+        UsageError: if that cannot be known, or the one that was asked for is not among what they gave.
+    """
+    if not inputs.metrics or world_size() > 1:
+        return config
+    judge: Any = trainer.eval_dataset
+    with keep_rng_state():
+        values = strip_prefix(trainer.evaluate(Subset(judge, range(min(REHEARSED, len(judge))))), "eval")
+    try:
+        chosen = choose_metric(values, config.metric, config.greater_is_better)
+    except ValueError as error:
+        raise UsageError(
+            f"{error} On the command line: --metric NAME, --greater_is_better or its opposite."
+        ) from error
+    return dataclasses.replace(config, metric=chosen.name)
 
 
 class Bars(ProgressCallback):

@@ -1,14 +1,10 @@
-"""Which columns of a data set hold the input and the label, and which number a label has in the model."""
+"""Which columns of a data set hold what a model reads, and what is right."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedConfig
+from typing import Any, Literal
 
 ModelKind = Literal["text", "image"]
 
@@ -22,6 +18,22 @@ _TEXT_PAIRS = (
 )
 _TEXTS = ("text", "sentence", "content", "review", "document", "tweet", "title")
 _LABELS = ("target", "class", "category")
+_IMAGE_FILES = ("image", "image_path", "file_name", "path")
+_WORDS = ("tokens", "words")
+_TAGS = ("ner_tags", "pos_tags", "chunk_tags", "tags", "ner", "labels", "label")
+_QUESTIONS, _CONTEXTS, _ANSWERS = ("question", "query"), ("context", "passage", "paragraph"), ("answers", "answer")
+_TARGET_PAIRS = (
+    ("document", "summary"),
+    ("article", "highlights"),
+    ("article", "summary"),
+    ("dialogue", "summary"),
+    ("text", "summary"),
+    ("source", "target"),
+    ("source_text", "target_text"),
+    ("input_text", "target_text"),
+    ("inputs", "targets"),
+    ("input", "target"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,13 +42,19 @@ class Columns:
 
     Args:
         kind (`"text"` or `"image"`): what the inputs are.
-        inputs (`tuple[str, ...]`): one text column, the two of a sentence pair, or one image column.
-        label (`str`, *optional*): the column with the class.
+        inputs (`tuple[str, ...]`): one text column, the two of a sentence pair, a question and its context, the words of
+            a sentence, or one image column.
+        label (`str`, *optional*): the column with what is right: class, tags, answers or target text.
     """
 
     kind: ModelKind
     inputs: tuple[str, ...]
     label: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.inputs, *([] if self.label is None else [self.label]))
 
 
 def find_columns(
@@ -68,49 +86,188 @@ def find_columns(
     """
     types = column_types(dataset)
     named = [text_column] if isinstance(text_column, str) else list(text_column or ())
-    for flag, column in [
-        *(("text_column", c) for c in named),
-        ("label_column", label_column),
-        ("image_column", image_column),
-    ]:
-        if column is not None and column not in types:
-            raise ValueError(f"{flag}='{column}' is not a column of the data. Its columns are {_listed(types)}.")
+    _check_named(types, text_column=named, label_column=label_column, image_column=image_column)
     if len(named) > 2:
         raise ValueError(f"text_column names {len(named)} columns: pass one text, or the two of a sentence pair.")
     label = label_column or _find_label(types, need_label)
     inputs: tuple[str, ...]
     if model_kind == "image":
-        inputs = (image_column or _only("image", [c for c, t in types.items() if t == "image"], types),)
+        inputs = (image_column or _find_image(types, label),)
     else:
         inputs = tuple(named) or _find_texts({c: t for c, t in types.items() if c != label}, types)
     return Columns(model_kind, inputs, label)
 
 
+def find_token_columns(
+    dataset: Any, tokens_column: str | None = None, label_column: str | None = None, *, need_label: bool = True
+) -> Columns:
+    """Find the words of each sentence, and the tag of each word.
+
+    Lists of strings, with lists of numbers, classes or strings; or texts, which a CSV file has instead: words and tags
+    with spaces between them, or a JSON list.
+
+    Args:
+        dataset (`datasets.Dataset` or any sequence of mappings): only its features or its first example are read.
+        tokens_column (`str`, *optional*): the words.
+        label_column (`str`, *optional*): the tags.
+        need_label (`bool`): whether data without tags is an error.
+
+    Raises:
+        ValueError: if a named column does not exist, or if none or several could be meant.
+
+    Example:
+        >>> find_token_columns([{"tokens": ["Ada", "came"], "ner_tags": [1, 0], "id": 3}])
+        Columns(kind='text', inputs=('tokens',), label='ner_tags')
+    """
+    types = column_types(dataset)
+    _check_named(types, tokens_column=tokens_column, label_column=label_column)
+    others = {c: t for c, t in types.items() if c != label_column}
+    lists = [c for c, t in others.items() if t == "words"]
+    words = [c for c in lists if c in _WORDS] or [c for c in lists if c not in _TAGS] or lists
+    words = words or [c for c, t in others.items() if t == "text" and c in _WORDS]
+    tokens = tokens_column or _only("tokens", words, types)
+    if label_column is None:
+        fitting = ("text",) if types[tokens] == "text" else ("classes", "words")
+        tags = [c for c, t in types.items() if t in fitting and c != tokens]
+        usual = [c for c in tags if c in _TAGS] or tags
+        label_column = _only("label", usual, types) if need_label or len(usual) == 1 else None
+    return Columns("text", (tokens,), label_column)
+
+
+def find_answer_columns(
+    dataset: Any,
+    question_column: str | None = None,
+    context_column: str | None = None,
+    answers_column: str | None = None,
+    *,
+    need_label: bool = True,
+) -> Columns:
+    """Find the questions, the texts that they are about, and the answers in the form of SQuAD.
+
+    Args:
+        dataset (`datasets.Dataset` or any sequence of mappings): only its features or its first example are read.
+        question_column (`str`, *optional*): the question.
+        context_column (`str`, *optional*): the text that holds the answer.
+        answers_column (`str`, *optional*): `{"text": [...], "answer_start": [...]}`, a list of such pairs, or either of
+            the two as a JSON text, which a CSV file has instead.
+        need_label (`bool`): whether data without answers is an error.
+
+    Raises:
+        ValueError: if a named column does not exist, or if none or several could be meant.
+
+    Example:
+        >>> answers = {"text": ["Ada"], "answer_start": [0]}
+        >>> find_answer_columns([{"id": "1", "context": "Ada came.", "question": "Who came?", "answers": answers}])
+        Columns(kind='text', inputs=('question', 'context'), label='answers')
+    """
+    types = column_types(dataset)
+    _check_named(types, question_column=question_column, context_column=context_column, answers_column=answers_column)
+    texts = [c for c, t in types.items() if t == "text"]
+    question = question_column or _only("question", [c for c in texts if c in _QUESTIONS], types)
+    context = context_column or _only("context", [c for c in texts if c in _CONTEXTS], types)
+    if answers_column is None:
+        hits = [c for c, t in types.items() if t == "answers"] or [c for c in texts if c in _ANSWERS]
+        answers_column = _only("answers", hits, types) if need_label or len(hits) == 1 else None
+    return Columns("text", (question, context), answers_column)
+
+
+def find_target_columns(dataset: Any, text_column: str | None = None, target_column: str | None = None) -> Columns:
+    """Find the texts that go in, and those that are to come out.
+
+    Args:
+        dataset (`datasets.Dataset` or any sequence of mappings): only its features or its first example are read.
+        text_column (`str`, *optional*): the source; `"translation.en"` is field `en` of column `translation`.
+        target_column (`str`, *optional*): the target.
+
+    Raises:
+        ValueError: if a named column does not exist, or if none or several could be meant.
+
+    Example:
+        >>> find_target_columns([{"id": "1", "dialogue": "A: Tea? B: Please.", "summary": "B has tea."}])
+        Columns(kind='text', inputs=('dialogue',), label='summary')
+    """
+    types = column_types(dataset)
+    _check_named(types, text_column=text_column, target_column=target_column)
+    texts = [c for c, t in types.items() if t == "text"]
+    fitting = [
+        (source, target)
+        for source, target in _TARGET_PAIRS
+        if {source, target} <= set(texts) and text_column in (None, source) and target_column in (None, target)
+    ]
+    if len(fitting) == 1:
+        text_column, target_column = fitting[0]
+    elif text_column and not target_column:
+        target_column = _only("target", [c for c in texts if c != text_column], types)
+    text_column = text_column or _only("text", [c for c in texts if c != target_column], types)
+    if target_column is None:
+        raise ValueError(_question("target", [c for c in texts if c != text_column], types))
+    return Columns("text", (text_column,), target_column)
+
+
 def column_types(dataset: Any) -> dict[str, str]:
-    """Each column as `"text"`, `"image"`, `"class"`, `"number"` or `"other"`, from the features or the first example."""
+    """What stands in each column, from the features or the first example; fields of a struct count as columns.
+
+    Returns:
+        `dict[str, str]`: `"text"`, `"image"`, `"class"`, `"number"`, `"words"` (a list of texts), `"classes"` (a list
+        of whole numbers or classes), `"answers"` (of SQuAD's form) or `"other"`.
+
+    Example:
+        >>> column_types([{"id": 7, "translation": {"de": "Tee", "en": "tea"}}])
+        {'id': 'number', 'translation.de': 'text', 'translation.en': 'text'}
+    """
     features = getattr(dataset, "features", None)
     if features is None:
-        first = next(iter(dataset), None)
-        return {name: _value_type(value) for name, value in (first or {}).items()}
-    return {name: _feature_type(feature) for name, feature in features.items()}
+        features = next(iter(dataset), None) or {}
+    return dict(_named_types(features))
 
 
-def _feature_type(feature: Any) -> str:
+def _named_types(features: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    for name, feature in features.items():
+        kind = _type_of(feature)
+        fields = feature if isinstance(feature, Mapping) else getattr(feature, "languages", None)
+        if kind == "other" and isinstance(feature, Mapping):
+            yield from ((f"{name}.{field}", _type_of(inner)) for field, inner in feature.items())
+        elif kind == "other" and fields:  # `datasets.Translation`
+            yield from ((f"{name}.{field}", "text") for field in fields)
+        else:
+            yield name, kind
+
+
+def _type_of(feature: Any) -> str:
+    """Of a feature of `datasets`, or of a value."""
     kind = type(feature).__name__
     if kind in ("Image", "ClassLabel"):
         return {"Image": "image", "ClassLabel": "class"}[kind]
-    dtype = str(getattr(feature, "dtype", "")) if kind == "Value" else ""
-    if "string" in dtype:
+    if isinstance(feature, Mapping):
+        return "answers" if {"text", "answer_start"} <= set(feature) else "other"
+    if kind in ("List", "LargeList", "Sequence"):
+        return _list_type(_type_of(feature.feature), feature.feature)
+    if isinstance(feature, list | tuple):
+        return _list_type(_type_of(feature[0]), feature[0]) if feature else "other"
+    if kind == "Value":
+        dtype = str(feature.dtype)
+        if "string" in dtype:
+            return "text"
+        return "number" if dtype.startswith(("int", "uint", "float", "bool")) else "other"
+    if isinstance(feature, str):
         return "text"
-    return "number" if dtype.startswith(("int", "uint", "float", "bool")) else "other"
-
-
-def _value_type(value: Any) -> str:
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, int | float):
+    if isinstance(feature, int | float):
         return "number"
-    return "image" if type(value).__module__.startswith("PIL.") else "other"
+    return "image" if type(feature).__module__.startswith("PIL.") else "other"
+
+
+def _list_type(inner: str, example: Any) -> str:
+    real = isinstance(example, float) or "float" in str(getattr(example, "dtype", ""))
+    if inner == "number" and real:
+        return "other"
+    return {"text": "words", "class": "classes", "number": "classes", "answers": "answers"}.get(inner, "other")
+
+
+def _check_named(types: Mapping[str, str], **named: str | Sequence[str] | None) -> None:
+    for flag, given in named.items():
+        for column in [given] if isinstance(given, str) else given or ():
+            if column not in types:
+                raise ValueError(f"{flag}='{column}' is not a column of the data. Its columns are {_listed(types)}.")
 
 
 def _find_label(types: dict[str, str], need_label: bool) -> str | None:
@@ -121,6 +278,13 @@ def _find_label(types: dict[str, str], need_label: bool) -> str | None:
     if len(hits) != 1 and not need_label:
         return None
     return _only("label", hits, types)
+
+
+def _find_image(types: dict[str, str], label: str | None) -> str:
+    """By type; else a text column that is called like the path of a file."""
+    images = [column for column, kind in types.items() if kind == "image"]
+    files = [column for column, kind in types.items() if kind == "text" and column in _IMAGE_FILES]
+    return _only("image", images or [column for column in files if column != label], types)
 
 
 def _find_texts(candidates: dict[str, str], types: dict[str, str]) -> tuple[str, ...]:
@@ -135,87 +299,17 @@ def _find_texts(candidates: dict[str, str], types: dict[str, str]) -> tuple[str,
 def _only(what: str, hits: Sequence[str], types: dict[str, str]) -> str:
     if len(hits) == 1:
         return hits[0]
-    several = f"{len(hits)} columns could be the {what} ({_listed(hits)})"
+    raise ValueError(_question(what, hits, types))
+
+
+def _question(what: str, hits: Sequence[str], types: dict[str, str]) -> str:
+    count = f"{len(hits)} columns" if len(hits) > 1 else "One column"
+    several = f"{count} could be the {what} ({_listed(hits)})"
     example = next(iter([*hits, *types]), "NAME")
-    raise ValueError(
+    return (
         f"{several if hits else f'No column looks like the {what}'}. The columns are {_listed(types)}: name one, "
         f"{what}_column='{example}' (--{what}_column {example})."
     )
-
-
-def find_label_names(dataset: Dataset, column: str) -> list[str]:
-    """Names of the classes in the data, in the order of their numbers (whole numbers: up to the largest one).
-
-    Raises:
-        ValueError: if the column holds neither classes nor names nor whole numbers.
-    """
-    if _is_class_label(dataset, column):
-        return list(dataset.features[column].names)
-    values = dataset.unique(column)
-    if all(isinstance(value, str) for value in values):
-        return sorted(values)
-    return [str(number) for number in range(max(_whole_numbers(values, column)) + 1)]
-
-
-def label_ids(dataset: Dataset, column: str, config: PreTrainedConfig) -> dict[Any, int]:
-    """The model's number for each value of the label column.
-
-    Names go first: a data set that numbers its classes differently from the model is translated by name. Whole
-    numbers without names, and names that mean nothing to the model, are taken as the model's own numbers.
-
-    Args:
-        dataset (`datasets.Dataset`): the data.
-        column (`str`): its label column.
-        config (`PreTrainedConfig`): of the model; `id2label` and `num_labels` are read.
-
-    Returns:
-        `dict`: value in the column -> class of the model, 0..num_labels-1.
-
-    Raises:
-        ValueError: for a label that the model does not have; the text gives both counts.
-    """
-    names = find_label_names(dataset, column)
-    values = dataset.unique(column)
-    has_names = _is_class_label(dataset, column) or isinstance(next(iter(values), None), str)
-    of_model = {str(name).lower(): int(number) for number, name in (config.id2label or {}).items()}
-    strange = [name for name in names if name.lower() not in of_model]
-    if has_names and not strange:
-        return {_value(dataset, column, name): of_model[name.lower()] for name in names}
-    num_labels = config.num_labels or 0
-    counts = f"Column '{column}' holds {len(names)} labels, the model has {num_labels}"
-    if isinstance(next(iter(values), None), str):
-        raise ValueError(
-            f"{counts} and none of its own is named {_listed(strange)}: they are {_listed(of_model)}. "
-            "Use a model that was trained for these labels, or a checkpoint without a head."
-        )
-    largest = max(_whole_numbers(values, column))
-    if largest >= num_labels or (has_names and len(names) != num_labels):
-        raise ValueError(
-            f"{counts} (the largest number in the data is {largest}). "
-            "Use a model that was trained for these labels, or a checkpoint without a head."
-        )
-    return {value: int(value) for value in values}
-
-
-def _is_class_label(dataset: Dataset, column: str) -> bool:
-    return type(dataset.features[column]).__name__ == "ClassLabel"
-
-
-def _value(dataset: Dataset, column: str, name: str) -> Any:
-    """What stands in the column for a class of this name."""
-    return dataset.features[column].str2int(name) if _is_class_label(dataset, column) else name
-
-
-def _whole_numbers(values: Iterable[Any], column: str) -> list[int]:
-    values = list(values)
-    wrong = [value for value in values if isinstance(value, float) or not isinstance(value, int) or value < 0]
-    if wrong or not values:
-        shown = repr(wrong[0]) if wrong else "nothing"
-        raise ValueError(
-            f"Column '{column}' holds {shown}, which is no class: a label is a name or a whole number from 0. "
-            "Name the column that holds the classes with label_column (--label_column)."
-        )
-    return values
 
 
 def _listed(names: Iterable[str]) -> str:

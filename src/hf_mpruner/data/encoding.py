@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset as TorchDataset
 
-from .columns import Columns, ModelKind, label_ids
+from .columns import Columns, ModelKind
+from .labels import label_ids
 from .loading import quiet_bars
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def make_encoder(
 
     def encode(batch: Batch) -> Batch:
         for column in columns.inputs:
-            _refuse_empty(batch[column], column)
+            refuse_empty(batch[column], column)
         inputs = [batch[column] for column in columns.inputs]
         if columns.kind == "image":
             encoded = dict(part([image.convert(mode) for image in inputs[0]], return_tensors="pt"))
@@ -136,7 +137,12 @@ def make_encoder(
     return encode
 
 
-def _refuse_empty(values: list[Any], column: str) -> None:
+def refuse_empty(values: list[Any], column: str) -> None:
+    """Refuse cells without a value.
+
+    Raises:
+        ValueError: says how many there are.
+    """
     empty = sum(value is None for value in values)
     if empty:
         raise ValueError(

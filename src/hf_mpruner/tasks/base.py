@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..data import Columns, ModelKind
+from ..data import Columns, ModelKind, take_columns
 from ..heads import HEADS, Head
+from ..scoring import ComputeMetrics, LoadedMetric, make_compute_metrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
@@ -44,8 +46,6 @@ class Task:
     kind: ClassVar[ModelKind]
     #: The columns that it can use, as arguments of `find_columns`.
     roles: ClassVar[tuple[str, ...]]
-    #: What is measured without being asked for, computed by hf_mpruner.
-    metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipeline_tag: str | None = None) -> None:
         self.pipeline_tag = pipeline_tag or HEADS[self.name].pipeline_tag
@@ -72,6 +72,19 @@ class Task:
             ValueError: if a named column does not exist, or none or several could be meant.
         """
         raise NotImplementedError
+
+    def take(self, dataset: Any, columns: Columns, folder: Path | None = None) -> Any:
+        """The columns that matter, in one form whatever the file could hold.
+
+        Args:
+            dataset (`datasets.Dataset`): as it was loaded.
+            columns (`Columns`): from `find_columns`.
+            folder (`Path`, *optional*): what paths in the data are relative to.
+
+        Raises:
+            ValueError: if this part of the data lacks a column, or a cell cannot be read.
+        """
+        return take_columns(dataset, columns)
 
     def find_label_names(self, dataset: Any, columns: Columns) -> list[str] | None:
         """The classes in the data, for a head that is new; `None` for a task without classes."""
@@ -103,15 +116,39 @@ class Task:
 
         return Trainer, TrainingArguments
 
-    def default_metric(self, config: PreTrainedConfig) -> str:
-        """What decides if the user does not say."""
-        return self.metrics[0] if self.metrics else "loss"
+    def own_metrics(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        """What is measured without being asked for, computed by hf_mpruner beside the loss; the first decides."""
+        return ()
 
-    def make_compute_metrics(
-        self, model: PreTrainedModel, processing_class: Any, judge: Any, metrics: Sequence[Any] = ()
-    ) -> Callable[[Any], dict[str, float]] | None:
-        """What the Trainer computes of its predictions; `None` if the loss is all that is wanted."""
-        return None
+    def make_scorer(
+        self, model: PreTrainedModel, processing_class: Any, judge: Any, metrics: Sequence[LoadedMetric] = ()
+    ) -> ComputeMetrics | None:
+        """What the Trainer computes of its predictions; `None` if the loss is all that is wanted.
+
+        Args:
+            model (`PreTrainedModel`): that is judged.
+            processing_class: its tokenizer or image processor.
+            judge: the prepared data that judges.
+            metrics (sequence of `LoadedMetric`, *optional*): by default the task's own.
+        """
+        if not metrics and not self.own_metrics(model.config):
+            return None
+        names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+        return make_compute_metrics(
+            list(metrics) or None, task=self.name, label_names=names, processing_class=processing_class
+        )
+
+    def training_options(self, settings: Settings, metrics: Sequence[Any]) -> dict[str, Any]:
+        """Further fields of the Trainer's arguments."""
+        return {}
+
+    def trainer_options(self, metrics: Sequence[Any]) -> dict[str, Any]:
+        """Further arguments of the Trainer."""
+        return {}
+
+    def processor_options(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """What the tokenizer or image processor is loaded with."""
+        return {}
 
 
 def refuse_other_roles(task: Task, named: Mapping[str, Any]) -> None:

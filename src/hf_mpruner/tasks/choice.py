@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..data import ModelKind
 from ..errors import UnsupportedArchitectureError
 from ..heads import find_head
+from .answers import QuestionAnswering
 from .base import Task
 from .classification import ImageClassification, TextClassification
+from .language import FillMask, TextGeneration
+from .seq2seq import TextToText
+from .tokens import TokenClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (TextClassification, ImageClassification)}
+TASKS: dict[str, type[Task]] = {
+    kind.name: kind
+    for kind in (
+        TextClassification,
+        TokenClassification,
+        ImageClassification,
+        QuestionAnswering,
+        TextGeneration,
+        TextToText,
+        FillMask,
+    )
+}
 # What the Hub calls a text-to-text model, which its class does not tell.
-ALIASES: dict[str, str] = {}
+ALIASES = dict.fromkeys(("summarization", "translation"), TextToText.name)
 
 
 def find_task(config: PreTrainedConfig, name: str | None = None) -> Task:
@@ -38,12 +54,15 @@ def find_task(config: PreTrainedConfig, name: str | None = None) -> Task:
     possible = {task: kind for task, kind in TASKS.items() if kind().head.classes(config)}
     if name is not None:
         if ALIASES.get(name, name) not in possible:
-            raise ValueError(
-                f"--task {name}: a {config.model_type} model has no head for it, only for {_listed(possible)}."
-            )
+            known = [*TASKS, *ALIASES]
+            near = difflib.get_close_matches(name, known, n=1)
+            what = f"a {config.model_type} model has no head for it, only for {_listed(possible)}"
+            if name not in known:
+                question = f" (did you mean '{near[0]}'?)" if near else ""
+                what = f"there is no such task here{question}, only {_listed(known)}"
+            raise ValueError(f"--task {name}: {what}.")
         return possible[ALIASES.get(name, name)](name if name in ALIASES else None)
     own = find_head(config)
-    own = own if own is not None and own.task in TASKS else None
     if own is not None and own.task in possible:
         return possible[own.task]()
     if own is None and len(possible) == 1:
