@@ -19,7 +19,7 @@ from .config import PruningConfig
 from .cut import PendingCut, make_cut
 from .errors import MPrunerError, UnsupportedArchitectureError, UnsupportedBackendError
 from .plan import PruningPlan
-from .planner import Measure, RoundPlan, RoundPlanner, new_round
+from .planner import Measure, RoundPlan, RoundPlanner, new_record, new_round
 from .record import Measurement, PruningRecord, Round
 from .recovery import WholeModel, make_trainable
 from .runtime import Runtime, SingleProcess
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GiveInputs = Callable[[], Mapping[str, Any]]
+TimeForward = Callable[[PruningRecord, Measurement], None]
 
 
 class PruningEngine:
@@ -48,6 +49,8 @@ class PruningEngine:
         metric_hint (callable): returns `(name, greater_is_better)` to fall back on, e.g. `metric_for_best_model`.
         verify_inputs (*optional*): returns a batch of model inputs, for `verify="full"`.
         judged_on (callable, *optional*): gets a metric's name, returns what the last evaluation measured it on.
+        time_forward (callable, *optional*): gets the record and a measurement of the model as it is, writes its latency
+            into them.
         record (`PruningRecord`, *optional*): of a run that is gone on with: the model has its accepted cuts already, and
             none is pending in the record.
         whole (`nn.Module`, *optional*): what trains, if the model is only a part of it.
@@ -71,6 +74,7 @@ class PruningEngine:
         metric_hint: Callable[[], tuple[str | None, bool | None]] = lambda: (None, None),
         verify_inputs: GiveInputs | None = None,
         judged_on: JudgedOn = lambda metric: Judged({}),
+        time_forward: TimeForward = lambda record, measured: None,
         record: PruningRecord | None = None,
         whole: nn.Module | None = None,
     ) -> None:
@@ -91,6 +95,7 @@ class PruningEngine:
         self.runtime = runtime or SingleProcess()
         self._planner = RoundPlanner(model, config, measure, record)
         self._judge = Judge(config, evaluate, self.runtime, metric_hint, judged_on)
+        self._time_forward, self._baseline_is_timed = time_forward, False
         self._trains, self._snapshot_directory = trains, snapshot_directory
         self._verify_inputs = verify_inputs if config.verify == "full" else None
         self.cut: PendingCut | None = None
@@ -99,14 +104,7 @@ class PruningEngine:
             self.record = record
             self._judge.adopt(record)
             return
-        self.record = PruningRecord(
-            self._planner.depths,
-            model_type=model.config.model_type,
-            source_model=_hub_id(model),
-            source_revision=getattr(model.config, "_commit_hash", None),
-            config=config.to_dict(),
-            granularity=config.granularity,
-        )
+        self.record = new_record(model, config, self._planner.depths)
 
     @property
     def pending(self) -> bool:
@@ -176,7 +174,7 @@ class PruningEngine:
         if self.pending:
             raise MPrunerError("A cut is waiting for its verdict: call decide() before the next round.")
         self.measure_baseline()
-        while (following := self.plan_round()) is not None:
+        while (following := self._plan_and_time()) is not None:
             round_ = new_round(following, self.record, self._size(), step)
             refusal = self._cut_together(following.plan, optimizer, scheduler, scaler)
             if refusal is not None or self.cut is None:
@@ -186,6 +184,15 @@ class PruningEngine:
             self.record.rounds.append(round_)
             return True
         return False
+
+    def _plan_and_time(self) -> RoundPlan | None:
+        """Plan the next round; the uncut model is timed after it was measured, whose first batch is at hand then."""
+        following, baseline = self.plan_round(), self.record.baseline
+        uncut = all(len(layers) == self.record.depths[path] for path, layers in self.record.kept.items())
+        if baseline is not None and baseline.latency_seconds is None and uncut and not self._baseline_is_timed:
+            self._baseline_is_timed = True
+            self._time_forward(self.record, baseline)
+        return following
 
     def carry_out(self, plan: PruningPlan, optimizer: Any, scheduler: Any, *, scaler: Any = None) -> PendingCut:
         """Make a cut as the config says: verified, with a snapshot if the model trains, with what recovers it.
@@ -262,6 +269,8 @@ class PruningEngine:
         round_.recovery_seconds = self.runtime.broadcast(time.perf_counter() - cut.started)
         measured = Measurement(*cut.size)
         accepted = self._judge.judge(round_, self.record, measured)
+        if not cut.trainable.adds_modules:
+            self._time_forward(self.record, measured)
         with self.runtime.together("keeping the cut" if accepted else "going back to the model before the cut"):
             if accepted:
                 self.runtime.before_edit()
@@ -272,6 +281,8 @@ class PruningEngine:
             else:
                 self._take_back(cut)
         self.runtime.check_same(self.whole)
+        if accepted and cut.trainable.adds_modules:  # they are a part of the model now
+            self._time_forward(self.record, measured)
         round_.after, round_.decided_at_step = measured, step
         if accepted:
             self._next = None
@@ -322,9 +333,3 @@ class PruningEngine:
 
     def _size(self) -> Measurement:
         return Measurement(*parameters_after(self.model, {}))
-
-
-def _hub_id(model: PreTrainedModel) -> str | None:
-    # a path of this machine says nothing elsewhere
-    name = getattr(model.config, "_name_or_path", "") or ""
-    return None if not name or Path(name).exists() or name.startswith(("/", ".", "~")) else name

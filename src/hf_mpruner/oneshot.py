@@ -9,17 +9,17 @@ from torch import nn
 
 from .architectures.adapters import unwrap_adapters
 from .config import PruningConfig
-from .data import calibration_loader, describe_data, describe_sample, has_one_label_each
+from .data import FirstBatch, calibration_loader, describe_data, describe_sample, has_one_label_each
 from .engine import PruningEngine
 from .environment import describe_device, library_versions
 from .errors import MPrunerError
 from .features import measure_similarity
+from .latency import time_forward
 from .metric import is_share
 from .pruned_base import save_with_base
 from .report import PruningReport
 from .runtime import keep_rng_state
 from .verdict import Judged
-from .verify import first_batch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -77,8 +77,10 @@ def prune_(
             model=model,
         )
 
+    first = FirstBatch(loader)
+
     def measure(stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
-        return measure_similarity(model, loader, stacks, protocol=config.protocol, show_progress=show_progress)
+        return measure_similarity(model, first.batches, stacks, protocol=config.protocol, show_progress=show_progress)
 
     engine = PruningEngine(
         model,
@@ -86,7 +88,8 @@ def prune_(
         measure=measure,
         evaluate=None if evaluate is None else lambda: _evaluated(evaluate, whole),
         trains=False,
-        verify_inputs=lambda: first_batch(loader),
+        verify_inputs=first,
+        time_forward=lambda record, measured: time_forward(model, first, record, measured),
         judged_on=lambda metric: _judged(metric, eval_dataset),
     )
     engine.record.data["calibration"] = describe_sample(calibration, loader, "given by the user")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .architectures import BlockStack, find_block_stacks
@@ -160,6 +161,27 @@ def _selected(stacks: list[BlockStack], paths: list[str] | None) -> list[BlockSt
             f"stacks={unknown} are no block stacks of this model. Its stacks are: {', '.join(known)}; pass some of these."
         )
     return [stack for stack in stacks if paths is None or stack.path in paths]
+
+
+def new_record(model: PreTrainedModel, config: PruningConfig, depths: dict[str, int]) -> PruningRecord:
+    """The record of a run that begins.
+
+    Args:
+        model (`PreTrainedModel`): uncut.
+        config (`PruningConfig`): what the user asked for.
+        depths (`dict[str, int]`): layers of each stack that may be cut.
+    """
+    name = getattr(model.config, "_name_or_path", "") or ""
+    # a path of this machine says nothing elsewhere
+    is_path = not name or Path(name).exists() or name.startswith(("/", ".", "~"))
+    return PruningRecord(
+        depths,
+        model_type=model.config.model_type,
+        source_model=None if is_path else name,
+        source_revision=getattr(model.config, "_commit_hash", None),
+        config=config.to_dict(),
+        granularity=config.granularity,
+    )
 
 
 def new_round(following: RoundPlan, record: PruningRecord, size: Measurement, step: int) -> Round:

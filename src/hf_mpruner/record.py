@@ -102,7 +102,8 @@ class PruningRecord:
         training (`dict`): plain settings that recovery trained with (learning rate, batch size, optimizer, ...).
         versions (`dict[str, str]`): of python and of the libraries that were used.
         device (`str`, *optional*): what it ran on, in words.
-        latency (`dict`): what `Measurement.latency_seconds` is of: `batch_size`, `shape` of each input, `repeats`, `dtype`.
+        latency (`dict`): what `Measurement.latency_seconds` is of: `batch_size`, `shape` of each input, `repeats`, `dtype`,
+            `autocast` if there was any, `device` in words, `threads` on a CPU.
         confidence (`float`): of the intervals, in 0..1.
         similarity_after (`dict`): `SimilarityMatrix.to_dict()` of the model that was kept, for each stack; empty if it
             was not measured.

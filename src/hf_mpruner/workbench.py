@@ -12,17 +12,17 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_callback import DefaultFlowCallback, ProgressCallback
 
 from .config import PruningConfig
-from .data import calibration_loader, describe_sample
+from .data import FirstBatch, calibration_loader, describe_sample
 from .engine import PruningEngine
 from .facts import Seen, find_judged, watch_evaluations, write_facts
 from .features import measure_similarity
+from .latency import time_forward
 from .metric import strip_prefix
-from .record import PruningRecord, Round
+from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime, keep_rng_state
 from .subject import trained_model, trained_whole
 from .trainers import UnflattenedBatches, as_model_inputs, evaluator_of, keep_books
 from .verdict import Judged
-from .verify import first_batch
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -52,7 +52,7 @@ class Workbench:
         """Remember what was given."""
         self.trainer, self.config, self.calibration = trainer, config, calibration
         self.runtime = runtime
-        self._loader: Any = None
+        self._first: FirstBatch
         self._seen: dict[str, Seen] = {}
 
     def make_engine(self, record: PruningRecord | None) -> PruningEngine:
@@ -76,11 +76,13 @@ class Workbench:
             metric_hint=self.metric_hint,
             judged_on=self.judged_on,
             whole=trained_whole(self.trainer),
-            verify_inputs=self.verify_inputs,
+            verify_inputs=lambda: self._first(),
+            time_forward=self.time_forward,
             record=record,
         )
         way = "LayerPruningCallback(trainer, config, calibration=other_dataset)"
-        self._loader, facts = calibration_batches(self.trainer, config, self.calibration, way)
+        batches, facts = calibration_batches(self.trainer, config, self.calibration, way)
+        self._first = FirstBatch(batches)
         write_facts(engine.record, self.trainer, facts)
         return engine
 
@@ -88,16 +90,24 @@ class Workbench:
         """Similarity of all pairs of layers of each stack."""
         return measure_similarity(
             trained_model(self.trainer),
-            self._loader,
+            self._first.batches,
             stacks,
             protocol=self.config.protocol,
             show_progress=False if self.trainer.args.disable_tqdm else None,
             runtime=self.runtime,
         )
 
-    def verify_inputs(self) -> dict[str, Any]:
-        """The first calibration batch."""
-        return first_batch(self._loader)
+    def time_forward(self, record: PruningRecord, measured: Measurement) -> None:
+        """Time the model as the Trainer evaluates it, on the first calibration batch."""
+        accelerator: Any = self.trainer.accelerator
+        time_forward(
+            trained_model(self.trainer),
+            self._first,
+            record,
+            measured,
+            runtime=self.runtime,
+            mixed_precision=accelerator.mixed_precision,
+        )
 
     def evaluate(self) -> dict[str, float]:
         """The Trainer's own evaluation, keys without prefix."""

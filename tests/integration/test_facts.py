@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForTokenClassification, Trainer, Traini
 from hf_mpruner import LayerPruningCallback, PruningConfig, PruningReport, __version__, prune_
 from hf_mpruner.environment import describe_device, library_versions
 from hf_mpruner.intervals import wilson_interval
-from trainer_kit import Rows, accuracy, add, build_trainer
+from trainer_kit import Rows, Scripted, accuracy, add, assert_same, build_trainer, everything
 
 ALIKE = {"threshold": 0.0, "max_metric_drop": 1.0, "calibration_samples": 12, "calibration_batch_size": 8}
 
@@ -187,3 +187,34 @@ def test_a_record_as_they_were_before_keeps_its_calibration(tmp_path):
         {"record": {"depths": {"layer": 2}, "calibration": {"source": "given by the user"}}}
     )
     assert report.record.data == {"calibration": {"source": "given by the user"}}
+
+
+def test_every_model_of_a_training_is_timed_and_adapters_only_when_they_are_merged(make_bert, tmp_path):
+    trainer = build_trainer(make_bert(num_labels=2), tmp_path, Scripted(0.9, 0.1, 0.9), num_train_epochs=2)
+    callback = add(trainer, recovery="lora", max_rounds=2)
+    passes = []
+    trainer.model.register_forward_pre_hook(
+        lambda *_: passes.append(any("lora_A" in name for name, _ in trainer.model.named_modules()))
+    )
+    trainer.train()
+    record = callback.record
+    assert [round_.verdict for round_ in record.rounds] == ["rejected", "accepted"]
+    assert record.rounds[0].after.latency_seconds is None  # it would be that of the adapters, too
+    assert record.rounds[1].after.latency_seconds > 0
+    assert record.baseline.latency_seconds > 0
+    assert passes[-6:] == [False] * 6
+    assert record.latency["batch_size"] == 16
+
+
+def test_timing_changes_no_bit_of_the_training(make_bert, tmp_path, monkeypatch):
+    def run(folder):
+        trainer, record = trained(make_bert(num_labels=2, hidden_dropout_prob=0.2), folder, num_train_epochs=2)
+        return everything(trainer), record
+
+    timed, record = run(tmp_path / "timed")
+    monkeypatch.setattr("hf_mpruner.workbench.time_forward", lambda *args, **kwargs: None)
+    untimed, other = run(tmp_path / "untimed")
+    assert_same(timed, untimed)
+    assert record.rounds[0].after.latency_seconds > 0
+    assert other.rounds[0].after.latency_seconds is None
+    assert record.rounds[0].after.metrics == other.rounds[0].after.metrics

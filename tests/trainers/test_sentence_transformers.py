@@ -184,7 +184,7 @@ def test_each_column_is_measured_with_its_own_padding(bert, tokenizer, tmp_path)
     trainer.train()
     inner = find_pretrained(model)
     assert inner is model[0].auto_model
-    batches = list(callback._bench._loader)
+    batches = list(callback._bench._first.batches)
     assert len(batches) == 2  # sixteen pairs in one batch: the starts, and the ends
     assert {frozenset(batch) for batch in batches} == {frozenset({"input_ids", "attention_mask"})}
     assert not any(batch["attention_mask"].all() for batch in batches)
@@ -317,7 +317,7 @@ def test_a_cross_encoder_is_measured_on_its_pairs(tokenizer, tmp_path):
     callback = add(trainer, metric="loss", max_metric_drop=10.0, calibration=data)
     trainer.train()
     assert callback.record.rounds[0].verdict == "accepted"
-    (batch,) = callback._bench._loader
+    (batch,) = callback._bench._first.batches
     texts = {
         tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     }

@@ -18,6 +18,7 @@ from hf_mpruner.record import PruningRecord
 from hf_mpruner.recovery import freeze_untouched_, touched_layers
 from hf_mpruner.runtime import check_wrapped
 from hf_mpruner.runtime.processes import weight_sums
+from hf_mpruner.subject import trained_model
 from hf_mpruner.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -138,6 +139,25 @@ def find_difference(model: nn.Module, expected: nn.Module, ignored: Collection[s
         if not torch.equal(param.detach().cpu(), other.to(param.dtype).cpu()):
             return f"its '{name}' has other values"
     return ""
+
+
+def check_model(trainer: Trainer, expected: nn.Module, path: str, ignored: Collection[str] = ()) -> None:
+    """Refuse a Trainer whose model is not the one that it was to load.
+
+    Args:
+        trainer (`Trainer`): that `make_trainer` returned.
+        expected (`nn.Module`): what lies in the folder.
+        path (`str`): the folder that `make_trainer` was given.
+        ignored: names whose values may differ.
+
+    Raises:
+        MPrunerError: naming the first difference.
+    """
+    if fault := find_difference(trained_model(trainer), expected, ignored):
+        raise MPrunerError(
+            f"make_trainer('{path}') returned a Trainer whose model is not the one of that folder: {fault}. {HOW}\n"
+            "Adapters (peft) and quantised weights are not supported here."
+        )
 
 
 def digest(model: nn.Module, ignored: Collection[str] = ()) -> str:

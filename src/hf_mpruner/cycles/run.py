@@ -15,6 +15,7 @@ from hf_mpruner.config import PruningConfig
 from hf_mpruner.cycles.fresh import (
     HOW,
     check_fresh,
+    check_model,
     check_recovery,
     digest,
     evaluate,
@@ -26,18 +27,19 @@ from hf_mpruner.cycles.fresh import (
 )
 from hf_mpruner.cycles.ledger import Ledger
 from hf_mpruner.cycles.shared import on_main, shared_folder
-from hf_mpruner.cycles.whole import load_source, load_whole, save_whole
+from hf_mpruner.cycles.whole import load_source, load_whole, on_device, save_whole
+from hf_mpruner.data import FirstBatch
 from hf_mpruner.engine import PruningEngine
 from hf_mpruner.errors import MPrunerError
 from hf_mpruner.facts import write_facts
 from hf_mpruner.features import measure_similarity
-from hf_mpruner.record import PruningRecord, Round
+from hf_mpruner.latency import time_forward
+from hf_mpruner.record import Measurement, PruningRecord, Round
 from hf_mpruner.report import PruningReport
 from hf_mpruner.resume import check_world_size
 from hf_mpruner.runtime import Runtime, copies_runtime, keep_rng_state, whole_models
 from hf_mpruner.subject import trained_model
 from hf_mpruner.verdict import Judged
-from hf_mpruner.verify import first_batch
 from hf_mpruner.workbench import Workbench, calibration_batches
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ class Cycles:
         self.runtime: Runtime
         self.engine: PruningEngine
         self.trainer: Trainer | None = None
-        self._loader: Any = None
+        self._first: FirstBatch
         self._bench: Workbench | None = None
         self._kind: type[PreTrainedModel]
         self._dtype: torch.dtype
@@ -158,9 +160,10 @@ class Cycles:
         self._hint = Workbench(trainer, self.config).metric_hint()
         with self.runtime.together("reading the model"):
             whole, fresh = load_source(self._kind, self.source, model.config, self._dtype)
-            self._check_model(trainer, whole, self.source, ignored=fresh)
+            check_model(trainer, whole, self.source, ignored=fresh)
             way = "prune_in_cycles(..., calibration=other_dataset)"
-            self._loader, facts = calibration_batches(trainer, self.config, self.calibration, way)
+            batches, facts = calibration_batches(trainer, self.config, self.calibration, way)
+            self._first = FirstBatch(batches)
         if self.device is None:
             self.device = "cpu" if is_partitioned(trainer) else args.device
         record = self._find_run(trainer, whole, fresh)
@@ -233,7 +236,7 @@ class Cycles:
         with self.runtime.together("making the Trainer of the candidate"):
             trainer = self._make(str(folder))
             check_fresh(trainer, self.config)
-            self._check_model(trainer, engine.model, str(folder))
+            check_model(trainer, engine.model, str(folder))
             if self.config.freeze_untouched:
                 freeze_beside_cut(trained_model(trainer), record)
         with self.runtime.together("training the candidate"):
@@ -309,21 +312,20 @@ class Cycles:
                 snapshot_directory=self.ledger.folder,
                 metric_hint=lambda: self._hint,
                 judged_on=lambda metric: Judged({}) if self._bench is None else self._bench.judged_on(metric),
-                verify_inputs=lambda: first_batch(self._loader),
+                verify_inputs=lambda: self._first(),
+                time_forward=self._time_forward,
                 record=record,
             )
 
     def _measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
-        model: Any = self.engine.model
-        place = next(model.parameters()).device
-        model.to(self.device)
-        try:
-            with keep_rng_state():
-                return measure_similarity(
-                    model, self._loader, stacks, protocol=self.config.protocol, runtime=self.runtime
-                )
-        finally:
-            model.to(place)
+        with on_device(self.engine.model, self.device) as model, keep_rng_state():
+            return measure_similarity(
+                model, self._first.batches, stacks, protocol=self.config.protocol, runtime=self.runtime
+            )
+
+    def _time_forward(self, record: PruningRecord, measured: Measurement) -> None:
+        with on_device(self.engine.model, self.device) as model:
+            time_forward(model, self._first, record, measured, runtime=self.runtime)
 
     def _evaluate(self) -> dict[str, float]:
         if self.trainer is None:
@@ -338,13 +340,6 @@ class Cycles:
         save_whole(model, folder)
         if self._processor is not None:
             self._processor.save_pretrained(folder)
-
-    def _check_model(self, trainer: Trainer, expected: PreTrainedModel, path: str, ignored: Any = ()) -> None:
-        if fault := find_difference(trained_model(trainer), expected, ignored):
-            raise MPrunerError(
-                f"make_trainer('{path}') returned a Trainer whose model is not the one of that folder: {fault}. {HOW}\n"
-                "Adapters (peft) and quantised weights are not supported here."
-            )
 
     def _write(self, record: PruningRecord) -> None:
         on_main(self.runtime, "writing the record", lambda: self.ledger.write(record))

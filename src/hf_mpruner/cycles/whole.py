@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,18 @@ def save_whole(model: PreTrainedModel, folder: Path) -> None:
     """Write a model that `from_pretrained` loads."""
     with whole_models(), quietly():
         model.save_pretrained(folder)
+
+
+@contextmanager
+def on_device(model: PreTrainedModel, device: str | torch.device | None) -> Iterator[Any]:
+    """A model where it may run; afterwards it is where it was."""
+    place = model.device
+    moving: Any = model
+    moving.to(device)
+    try:
+        yield model
+    finally:
+        moving.to(place)
 
 
 def _load(kind: Any, path: str, dtype: torch.dtype, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .calibration import calibration_loader, draw_sample
+from .calibration import FirstBatch, calibration_loader, draw_sample
 from .columns import (
     Columns,
     ModelKind,
@@ -20,6 +20,7 @@ from .rows import drop_blank, open_images, read_answers, split_words, take_colum
 
 __all__ = [
     "Columns",
+    "FirstBatch",
     "ModelKind",
     "calibration_loader",
     "column_types",

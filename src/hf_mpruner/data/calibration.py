@@ -91,6 +91,49 @@ def calibration_loader(
     )
 
 
+class FirstBatch:
+    """The first batch of a calibration loader, whenever it is asked for.
+
+    Batches that the user made may come in another order when they are read once more, so the first one is kept as it
+    passes: who asks for it changes nothing of what is measured.
+
+    Args:
+        loader: what `calibration_loader` returned.
+
+    Attributes:
+        batches: to iterate over instead of `loader`.
+
+    Example:
+        >>> first = FirstBatch([{"input_ids": torch.ones(1, 2), "text": ["two words"]}])
+        >>> list(first())
+        ['input_ids']
+    """
+
+    def __init__(self, loader: Iterable[Mapping[str, Any]]) -> None:
+        """Read nothing yet."""
+        self._loader = loader
+        self._kept: dict[str, torch.Tensor] | None = None
+        # a sample has an order of its own, and processes share it by asking the DataLoader for their part
+        self.batches: Iterable[Mapping[str, Any]] = loader if isinstance(loader, DataLoader) else self
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Each batch of the loader."""
+        for batch in self._loader:
+            if self._kept is None and isinstance(batch, Mapping):
+                self._kept = _tensors(batch)
+            yield batch
+
+    def __call__(self) -> dict[str, torch.Tensor]:
+        """Its tensors."""
+        if self._kept is None:
+            self._kept = _tensors(next(iter(self._loader)))
+        return self._kept
+
+
+def _tensors(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
 class _FirstBatches:
     """Whole batches of a loader until `num_samples` examples are through."""
 

@@ -37,7 +37,7 @@ class LowRankAdapters(Trainable):
         seed (`int`): draws the first matrices.
     """
 
-    base_is_frozen = True
+    base_is_frozen = adds_modules = True
 
     def __init__(self, rank: int, alpha: int, target_modules: Sequence[str] | None, seed: int) -> None:
         """Remember what was asked for; PEFT is needed from now on."""

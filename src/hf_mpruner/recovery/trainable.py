@@ -17,9 +17,11 @@ class Trainable(ABC):
     Attributes:
         base_is_frozen (`bool`): whether no parameter that the model has without this one changes, so that a rollback
             needs no copy of them.
+        adds_modules (`bool`): whether the model has modules until the verdict that it will not have after it.
     """
 
     base_is_frozen: bool = False
+    adds_modules: bool = False
 
     @abstractmethod
     def apply(self, model: nn.Module, optimizer: Any, plan: PruningPlan, whole: nn.Module | None = None) -> None:

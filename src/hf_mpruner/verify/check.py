@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from hf_mpruner.architectures.adapters import without_adapters
 from hf_mpruner.config import Verification
@@ -183,18 +183,6 @@ def check_request(verify: str, inputs: Mapping[str, Any] | None) -> None:
         )
     if verify != "full" and inputs is not None:
         raise ValueError(f"inputs are not used with verify={verify!r}: pass verify='full' to run the model on them.")
-
-
-def first_batch(loader: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """The tensors of a loader's first batch, as `FullCheck` takes them.
-
-    Example:
-        >>> import torch
-        >>> list(first_batch([{"input_ids": torch.ones(1, 2), "text": ["two words"]}]))
-        ['input_ids']
-    """
-    batch = next(iter(loader))
-    return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
 
 
 def _list_lengths(model: nn.Module, without: Iterable[str]) -> dict[str, int]:
