@@ -76,7 +76,6 @@ def prune_(
             seed=config.seed,
             model=model,
         )
-
     first = FirstBatch(loader)
 
     def measure(stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
@@ -92,15 +91,20 @@ def prune_(
         time_forward=lambda record, measured: time_forward(model, first, record, measured),
         judged_on=lambda metric: _judged(metric, eval_dataset),
     )
-    engine.record.data["calibration"] = describe_sample(calibration, loader, "given by the user")
-    engine.record.versions, engine.record.device = library_versions(), describe_device(model.device)
+    record = engine.record
+    record.data["calibration"] = describe_sample(calibration, loader, "given by the user")
+    record.versions, record.device = library_versions(), describe_device(model.device)
     save_with_base(whole)
+    _run_rounds(engine, is_judged=evaluate is not None)
+    return PruningReport(record)
+
+
+def _run_rounds(engine: PruningEngine, *, is_judged: bool) -> None:
     with keep_rng_state():
         while engine.start_round():
             engine.decide()
-            if evaluate is None:
+            if not is_judged:
                 engine.stop("one round was asked for: without evaluate nothing can judge a second one")
-    return PruningReport(engine.record)
 
 
 def _judged(metric: str, eval_dataset: Any) -> Judged:
