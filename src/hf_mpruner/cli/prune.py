@@ -10,6 +10,7 @@ from .flags import add_config_flags, add_data_flags, read_config
 from .output import add_format, command_line, say, show
 from .parser import UsageError, same_trust
 from .processes import check_one_process, main_process_first, rank, shared_temporary_folder
+from .push import add_push_flags, check_ahead, push_written
 
 if TYPE_CHECKING:
     from hf_mpruner.config import PruningConfig
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--output_dir", help="new folder for the model, the plan, the report and the heat maps")
     out.add_argument("--overwrite", action="store_true", help="replace a model that lies there")
     out.add_argument("--dry_run", action="store_true", help="measure and show the first cut, write nothing")
+    add_push_flags(out)
     add_format(parser)
     add_config_flags(parser, **DEFAULTS)
 
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     """Check, load, prune, write; in this order, so that no work is lost."""
     config = read_config(args, **DEFAULTS)
     _check(args, config)
+    if rank() == 0:
+        check_ahead(args)
 
     from transformers import set_seed
 
@@ -82,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     report = _prune(args, config, inputs)
     if rank() == 0:
         _write(args, config, inputs, report)
+        return push_written(args, report.plan.num_removed)
     return 0
 
 

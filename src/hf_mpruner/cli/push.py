@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--revision", metavar="BRANCH", help="branch to push to, made if there is none (default: main)"
     )
-    add_target_flags(parser)
+    _add_target_flags(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace another model on main (default: it is refused)"
     )
@@ -38,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(parser)
 
 
-def add_target_flags(group: Any) -> None:
-    """Flags that `push` and `prune` share."""
-    group.add_argument("--private", action="store_true", help="make the repository a private one, if it is new")
-    group.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing to main")
+def add_push_flags(group: Any) -> None:
+    """Flags of `prune` for a push that follows."""
+    group.add_argument("--push_to_hub", metavar="REPO_ID", help="then push it to this repository of the Hub")
+    _add_target_flags(group)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,23 +94,56 @@ def push(args: argparse.Namespace, folder: str, repo_id: str, target: Target, *,
     return 0 if pushed.card not in ("unknown", "refused") else 1
 
 
-def check_ahead(args: argparse.Namespace, model_type: str, source_model: str | None) -> None:
-    """Before hours of work: whether what comes out of `prune` may be pushed."""
+def check_ahead(args: argparse.Namespace) -> None:
+    """Before hours of work: whether what comes out of `prune` may be pushed where it was asked for.
+
+    Raises:
+        UsageError: for a name that is none, or flags without `--push_to_hub`.
+        PushError: if the push would be refused.
+    """
+    if args.push_to_hub is None:
+        if wrong := [flag for flag in ("private", "create_pr") if getattr(args, flag)]:
+            raise UsageError(f"--{wrong[0]} is about a push: name the repository with --push_to_hub REPO_ID.")
+        return
+    from pathlib import Path
+
     from hf_mpruner.publish import check_destination
 
-    target = target_of(args)
+    from .models import load_config
+
+    target = _target_of(args)
     _check_words(args.push_to_hub, target)
     check_destination(
         args.push_to_hub,
-        model_type=model_type,
-        source_model=source_model,
+        model_type=load_config(args.model, args.revision, args.trust_remote_code).model_type,
+        source_model=None if Path(args.model).exists() else args.model,
         private=target.private,
         create_pr=target.create_pr,
     )
 
 
-def target_of(args: argparse.Namespace) -> Target:
-    """How `prune --push_to_hub` pushes."""
+def push_written(args: argparse.Namespace, num_removed: int) -> int:
+    """The push that `prune` ends with, if one was asked for; the exit code."""
+    if args.push_to_hub is None:
+        return 0
+    from hf_mpruner.publish import push_command
+
+    target = _target_of(args)
+    if not num_removed:
+        say(
+            args,
+            f"So nothing was pushed. To push it as it is: {push_command(args.output_dir, args.push_to_hub, target)}",
+        )
+        return 1
+    return push(args, args.output_dir, args.push_to_hub, target, shown=False)
+
+
+def _add_target_flags(group: Any) -> None:
+    group.add_argument("--private", action="store_true", help="make the repository a private one, if it is new")
+    group.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing to main")
+
+
+def _target_of(args: argparse.Namespace) -> Target:
     from hf_mpruner.publish import Target
 
     return Target(
