@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -105,3 +106,376 @@ def test_there_and_back_bit_for_bit(hub, client, xet_client, folder, name, road,
     assert sender.call(logits, place=name) == sender.call(logits, place=str(folder))
     assert not list(client.home.glob("hf/hf_mpruner/*"))
     assert not list(client.home.glob("hf/hub/.hf_mpruner*"))
+
+
+# -- twelve things that go wrong ---------------------------------------------------------------------------------------
+
+RACED = HAND.replace(b"Words", b"Newer words")
+
+
+class Case:
+    """One fault: what is ordered, whether the push gets through, what is waited, and what is said."""
+
+    def __init__(self, *faults, waits=(), error="", card="written", log=""):
+        self.faults, self.waits, self.error, self.card, self.log = faults, list(waits), error, card, log
+
+
+def fault(method, path, **rule):
+    return method, path, rule
+
+
+CASES = {
+    "429": Case(fault("POST", "/commit/", status=429, headers={"Retry-After": "7"}), waits=[7]),
+    "429 for an hour": Case(
+        fault("POST", "/commit/", status=429, headers={"Retry-After": "3600"}),
+        error=r"too many requests of this account \(429: an error on order\)\. Try again in 3600 seconds",
+    ),
+    "500": Case(fault("POST", "/commit/", status=500, times=2), waits=[1, 2]),
+    "503": Case(fault("GET", "/api/models/", status=503), waits=[1]),
+    "503 for good": Case(
+        fault("POST", "/commit/", status=503, times=99),
+        waits=[1, 2, 4, 8, 16],
+        error=r"the Hub answers 503: an error on order, at the last of 6 tries too\. Try again later; https://status",
+    ),
+    # what the client tries by itself, 6 times, and then all of it once more
+    "cut during LFS": Case(fault("PUT", "/lfs/.*WEIGHTS", cut="before", times=6), waits=[1, 2, 4, 8, 8, 1]),
+    "refused LFS": Case(
+        fault("PUT", "/lfs/.*WEIGHTS", status=400, message="BadDigest: x"), error=r"a file changed while it was sent \(400: BadD"
+    ),
+    "lost acknowledgement": Case(fault("POST", "/commit/", cut="after"), waits=[1]),
+    "half an acknowledgement": Case(fault("POST", "/commit/", cut="within", reset=True), waits=[1]),
+    "race": Case(fault("POST", "/commit/", before="race"), waits=[1]),
+    "401": Case(fault("GET", "/whoami", status=401), error=r"does not know the token \(401.*hf auth login.*HF_TOKEN"),
+    "403": Case(
+        fault("POST", "/commit/", status=403), error=r"the token may not do that in 'ann/.*\(403: an error.*--create_pr"
+    ),
+    "slow body": Case(fault("POST", "/commit/", drip=0.2)),
+    "a page for an answer": Case(fault("POST", "/validate-yaml", html=True, status=502), waits=[1]),
+    "a portal for a commit": Case(fault("POST", "/commit/", html=True), waits=[1]),
+    "bad YAML": Case(
+        fault("POST", "/validate-yaml", status=400), card="refused", log=r"README\.md of 'ann/.*was not written.*the rest"
+    ),
+    "card probe 5xx": Case(
+        fault("GET", "/resolve/.*/README.md", status=500, times=99), waits=[1, 2, 4, 8, 16], card="unknown",
+        log=r"README\.md of 'ann/.*was not written \(the Hub answers 500",
+    ),
+    "no network": Case(
+        fault("*", "/", cut="before", times=999), waits=[1, 2, 4, 8, 16], error=r"cannot be reached.*Check the network"
+    ),
+}  # fmt: skip
+
+
+def listing(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_nothing_lost_and_nothing_doubled(hub, client, folder, name, what):
+    case, before = CASES[what], listing(folder)
+    repo = hub.add_repo(name, {"README.md": HAND, "notes.txt": b"of a person"})
+    for method, path, rule in case.faults:
+        if rule.get("before") == "race":
+            rule = {"before": lambda: repo.write({"README.md": RACED})}
+        weights = hashlib.sha256(before["model.safetensors"]).hexdigest()
+        hub.faults.add(method, path.replace("WEIGHTS", weights), **rule)
+    mark, log = hub.journal.mark(), len(client.log)
+    options = {"folder": str(folder), "repo_id": name, "check": False}
+    others = 2 + (what == "race")
+    if case.error:
+        failure = client.fails(push, **options)
+        assert failure.type == "PushError"
+        assert re.search(case.error, failure.message), failure.message
+        assert (client.waits, len(repo.history())) == (case.waits, others)
+        assert repo.files()["README.md"] == HAND
+        again = re.search(rf"The complete folder is '{folder}'. To finish: hf-mpruner push (.*)$", failure.message)[1]
+    else:
+        pushed = client.call(push, **options)
+        assert (client.waits, pushed["card"]) == (case.waits, case.card)
+        assert (pushed["commit"], len(repo.history())) == (repo.at("main").oid, others + 1)
+        again = f"{folder} {name} --no_check"
+    if case.log:
+        assert re.search(case.log, client.log[log:])
+        assert f"To finish: hf-mpruner push {again}" in client.log[log:]
+        assert repo.files()["README.md"] == HAND
+    hub.faults.clear()
+    assert again == f"{folder} {name} --no_check"
+    code, _, err = client.call(command, folder=str(folder), repo_id=name, flags=["--no_check"])
+    assert (code, len(repo.history())) == (0, others + 1 + (case.card != "written")), err
+    card, files = repo.files().pop("README.md"), repo.files()
+    assert card.startswith((RACED if what == "race" else HAND).partition(b"tags")[0])
+    assert (b"Newer words" if what == "race" else b"Words of a person") in card
+    assert f'from_pretrained("{name}")'.encode() in card
+    assert files.pop("notes.txt") == b"of a person"
+    assert {path: files.get(path) for path in before if path != "README.md"} == {
+        path: data for path, data in before.items() if path != "README.md"
+    }
+    assert listing(folder) == before
+    assert not hub.journal.containing(hub.token, since=mark)
+    assert not hub.journal.containing(str(folder), since=mark)
+
+
+def push_live_on_a_full_disk(folder, repo_id):
+    """As `push_live`, with room for files of 2000 bytes."""
+    import resource
+    import signal
+
+    from transformers import AutoModelForSequenceClassification
+
+    from hf_mpruner import PruningReport, push_pruned_model
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    report = PruningReport.load(folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        push_pruned_model(model, repo_id, report=report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk(hub, client, folder, name):
+    failure = client.fails(push_live_on_a_full_disk, folder=str(folder), repo_id=name)
+    assert failure.type == "PushError"
+    assert re.search(
+        r"The model cannot be written to '.*/hf_mpruner/ann--.*' before it is pushed: .*bytes are free there\. Make room "
+        r"there, or pass output_dir on another disk\..*nothing was sent",
+        failure.message,
+    )
+    assert name not in {id for _, id in hub.store.repos}
+    assert not list(client.home.glob("hf/hf_mpruner/*"))
+
+
+def test_a_model_in_memory_leaves_its_folder_if_the_push_fails(hub, client, folder, name):
+    hub.faults.add("POST", "/commit/", status=403)
+    failure = client.fails(push_live, folder=str(folder), repo_id=name, private=True)
+    left, command_line = re.search(
+        r"The complete folder is '(.*)'\. To finish: hf-mpruner push (.*)$", failure.message
+    ).groups()
+    assert command_line == f"{left} {name} --private"
+    code, _, err = client.call(command, folder=left, repo_id=name, flags=["--private"])
+    assert code == 0, err
+    repo = hub.store.repo(name)
+    assert (repo.private, len(repo.history())) == (True, 2)
+    assert client.call(logits, place=name) == client.call(logits, place=str(folder))
+    shutil.rmtree(left)
+
+
+# -- who may, and whose it is ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("user", "repo_id", "says"),
+    [
+        ("", "ann/x", "Nobody is logged in, and to push takes a token. Log in with `hf auth login`, or set HF_TOKEN"),
+        ("read", "ann/x", "The token of 'ann' may only read, and 'ann/x' is to be written to"),
+        ("hf_nobody", "ann/x", r"the Hub does not know the token \(401.*hf auth login"),
+        (
+            "org",
+            "bob/x",
+            "'bob/x' belongs to 'bob', and the token to 'eve' and the organizations acme. Push to 'eve/x'",
+        ),
+        ("org", "acme/x", None),
+        ("org", "only-a-name", None),
+    ],
+)
+def test_who_may_push(hub, client, folder, user, repo_id, says):
+    known = {"read": lambda: hub.add_user("ann", "read"), "org": lambda: hub.add_user("eve", orgs=("acme",))}
+    token = known[user]() if user in known else user or False
+    mark = hub.journal.mark()
+    options = {"folder": str(folder), "repo_id": repo_id, "check": False, "token": token}
+    if says is None:
+        assert client.call(push, **options)["repo_id"] == ("eve/only-a-name" if "/" not in repo_id else repo_id)
+        return
+    failure = client.fails(push, **options)
+    assert failure.type == "PushError"
+    assert re.search(says, failure.message), failure.message
+    assert "Nothing was sent" in failure.message
+    assert {(request.method, request.path) for request in hub.journal.requests[mark:]} <= {("GET", "/api/whoami-v2")}
+
+
+OTHERS = {
+    "another type": ({"config.json": b'{"model_type": "t5"}'}, "a model of type 't5', and this one is of type 'bert'"),
+    "not ours": (
+        {"config.json": b'{"model_type": "bert"}', "pytorch_model.bin": b"0"},
+        r"a model of type 'bert' that hf_mpruner did not push \('pytorch_model\.bin' without a plan and a report\)",
+    ),
+    "another original": (
+        {
+            "config.json": b'{"model_type": "bert"}',
+            "pytorch_model.bin": b"0",
+            "report.json": b"{}",
+            "pruning_plan.json": b'{"source_model": "bob/bert"}',
+        },
+        "a pruned 'bob/bert', and this one was made from 'somebody/bert'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_model_of_others_is_not_replaced_unasked(hub, client, folder, name, what):
+    files, says = OTHERS[what]
+    repo = hub.add_repo(name, files)
+    main = repo.at("main").oid
+    options = {"folder": str(folder), "repo_id": name, "check": False}
+    failure = client.fails(push, **options)
+    assert re.search(rf"'{name}' holds {says}\. A push would put another model in its place", failure.message)
+    assert f"e.g. '{name}-pruned'" in failure.message
+    assert repo.at("main").oid == main
+    client.call(push, **options, revision="pruned")
+    client.call(push, **options, revision="pruned")
+    made = client.call(push, **options, create_pr=True)
+    assert (repo.at("main").oid, made["revision"], len(repo.history("pruned"))) == (main, "refs/pr/1", 3)
+    client.call(push, **options, overwrite=True)
+    assert "pytorch_model.bin" not in repo.files()
+    client.call(push, **options)  # now it is ours
+    assert len(repo.history()) == 3
+
+
+def test_what_is_public_stays_public(hub, client, folder, name):
+    hub.add_repo(name)
+    options = {"folder": str(folder), "repo_id": name, "private": True}
+    for more in ({}, {"revision": "side"}):
+        failure = client.fails(push, **options, **more)
+        assert re.search("is public, and private was asked for.*leave --private.*Nothing was sent", failure.message)
+    assert set(hub.store.repo(name).branches) == {"main"}
+
+
+def test_a_pull_request_is_opened_once(hub, client, folder, name):
+    name = name.replace("ann/", "bob/")
+    repo = hub.add_repo(name, {"README.md": HAND})
+    hub.faults.add("POST", "/commit/", cut="after")
+    made = client.call(push, folder=str(folder), repo_id=name, create_pr=True)
+    assert (len(repo.discussions), made["pull_request_url"]) == (1, f"{hub.url}/{name}/discussions/1")
+    assert (made["revision"], made["commit"], made["card"]) == ("refs/pr/1", repo.at("refs/pr/1").oid, "written")
+    hub.faults.add("POST", "/commit/", cut="after")  # and nobody answers any more
+    hub.faults.add("GET", "/refs", times=99, status=500)
+    mark = hub.journal.mark()
+    failure = client.fails(push, folder=str(folder), repo_id=name, create_pr=True, check=False)
+    assert [request.path for request in hub.journal.find("POST", "/commit/", since=mark)]
+    assert f"Whether the pull request was opened is not known: look at {hub.url}/{name}/discussions" in failure.message
+
+
+def test_a_gated_base_is_named_and_not_asked_for(hub, client, tmp_path, name):
+    hub.add_repo("bob/base", {"config.json": b"{}"})
+    hub.store.repo("bob/base").gated = "auto"
+    folder, mark = write_folder(tmp_path / "small", source="bob/base"), hub.journal.mark()
+    client.call(push, folder=str(folder), repo_id=name)
+    assert b"base_model: bob/base" in hub.store.repo(name).files()["README.md"]
+    assert not hub.journal.find("*", "bob/base", since=mark)
+
+
+def test_weights_of_an_earlier_push_go_with_it(hub, client, folder, name):
+    repo = hub.add_repo(name)
+    client.call(push, folder=str(folder), repo_id=name)
+    client.call(reshard, folder=str(folder), size=20_000)
+    parts = {path.name for path in folder.glob("model-*.safetensors")}
+    assert len(parts) > 1
+    client.call(push, folder=str(folder), repo_id=name)
+    assert "model.safetensors" not in repo.files()
+    assert parts | {"model.safetensors.index.json"} <= set(repo.files())
+    assert client.call(logits, place=name) == client.call(logits, place=str(folder))
+    assert len(repo.history()) == 3
+
+
+def reshard(folder, size):
+    """Save the weights in parts of so many bytes."""
+    import pathlib
+
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    pathlib.Path(folder, "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size=size)
+
+
+# -- what arrives, and what must not leave -----------------------------------------------------------------------------
+
+
+def test_what_arrived_is_compared(hub, client, folder, name):
+    options = {"folder": str(folder), "repo_id": name}
+    client.call(push, **options)
+    client.call(push, **options)  # compared as well, though nothing was sent
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    was = config.read_text(), weights.read_bytes()
+
+    def while_loading(change):
+        """The folder becomes another model after it was sent: as good as another one on the Hub."""
+        hub.faults.add("HEAD", r"/resolve/.*/config\.json", before=change)
+        failure = client.fails(push, **options)
+        config.write_text(was[0])
+        weights.write_bytes(was[1])
+        assert failure.type == "PushError"
+        return failure.message
+
+    said = while_loading(lambda: config.write_text(was[0].replace('"gelu"', '"relu"')))
+    assert re.search(r"computes another 'logits' than the folder does, with equal weights: its config differs", said)
+    said = while_loading(lambda: weights.write_bytes(was[1][:-4] + b"\0\0\x80\x3f"))
+    assert re.search(r"What is on the Hub is not what was sent: '.*' differs \(1 of \d+ tensors", said)
+    hub.faults.add("HEAD", r"/resolve/.*/model\.safetensors", status=403)
+    said = client.fails(push, **options).message
+    assert re.search(
+        rf"The push itself is done: {hub.url}/{name}/commit/\w+\. Cannot load '{name}' back to compare it: .*"
+        rf"To finish: hf-mpruner push {folder} {name}$",
+        said,
+    )
+
+
+def test_no_token_and_no_path_leaves(hub, client, folder, name):
+    place = str(folder.parent / "where/it/was")
+    words = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**words, "name_or_path": place}))
+    for inner in ("checkpoint-3", ".cache", "_rollback"):
+        (folder / inner).mkdir()
+        (folder / inner / "file").write_text("stays")
+    for left in ("training_args.bin", "optimizer.pt", "trainer_state.json"):
+        (folder / left).write_text(hub.token)
+    mark = hub.journal.mark()
+    client.call(push, folder=str(folder), repo_id=name)
+    assert "name_or_path" not in json.loads(hub.store.repo(name).files()["tokenizer_config.json"])
+    assert not {path for path in hub.store.repo(name).files() if "file" in path or path.endswith((".bin", ".pt"))}
+    (folder / "notes.txt").write_text(f"see {place}")
+    failure = client.fails(push, folder=str(folder), repo_id=name)
+    assert re.search(r"notes\.txt' holds the local path '.*/where/it/was', which must not leave", failure.message)
+    (folder / "notes.txt").write_text(f"log in with {hub.token}")
+    failure = client.fails(push, folder=str(folder), repo_id=name)
+    assert "notes.txt' holds a token that this machine is logged in with" in failure.message
+    assert hub.token not in failure.message
+    assert not hub.journal.containing(hub.token, since=mark)
+    assert not hub.journal.containing(place, since=mark)
+
+
+def test_a_dry_run_sends_nothing(hub, client, folder, name):
+    repo = hub.add_repo(name, {"README.md": HAND, "config.json": b'{"model_type": "bert"}'})
+    mark = hub.journal.mark()
+    code, out, err = client.call(command, folder=str(folder), repo_id=name, flags=["--dry_run", "--revision", "new"])
+    assert code == 0, err
+    size = len((folder / "model.safetensors").read_bytes())
+    assert re.search(rf"^model\.safetensors +{size:,}$", out, re.MULTILINE)
+    assert "README.md (changed):" in out
+    assert "+base_model: somebody/bert" in out
+    assert "Dry run: nothing was sent" in err
+    assert {request.method for request in hub.journal.requests[mark:]} == {"GET"}
+    assert len(repo.history()) == 2
+    code, out, _ = client.call(command, folder=str(folder), repo_id=name, flags=["--dry_run", "--format", "json"])
+    values = json.loads(out)
+    assert (values["card"], values["bytes"]) == ("changed", sum(values["files"].values()))
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "flags", "says"),
+    [
+        ("./out", [], "repo_id='./out' is a path"),
+        (
+            "ann/x",
+            ["--create_pr", "--revision", "side"],
+            "revision='side' with create_pr: a pull request goes to 'main'",
+        ),
+        ("ann/x", ["--revision", "0" * 40], "is a commit, which does not change any more"),
+    ],
+)
+def test_wrong_use_of_the_command(client, folder, repo_id, flags, says):
+    code, out, err = client.call(command, folder=str(folder), repo_id=repo_id, flags=flags)
+    assert (code, out) == (2, "")
+    assert says in err
