@@ -105,7 +105,7 @@ def _model_index(report: PruningReport, model: ModelFacts, name: str) -> list[di
     ]
     if not metrics:
         return []
-    dataset = {"type": judging["dataset"], "name": judging["dataset"]}
+    dataset = {"name": judging["dataset"], "type": judging["dataset"]}  # in huggingface_hub's own order
     dataset |= {key: judging[key] for key in ("config", "split", "revision") if isinstance(judging.get(key), str)}
     return [{"name": name, "results": [{"task": {"type": model.task}, "dataset": dataset, "metrics": metrics}]}]
 

@@ -157,9 +157,10 @@ def recovery_lines(report: PruningReport, config: PruningConfig | None) -> list[
     if config is None:  # a plan was applied, and each round says so
         reasons = [f"{round_.reason[0].upper()}{round_.reason[1:]}." for round_ in report.rounds if round_.reason]
         return [plain(reason) for reason in reasons]
+    coarse = any(round_.granularity > 1 for round_ in report.rounds)
     lines = [
-        f"Neighbouring layers with a similarity (CKA) of {config.threshold} or more form a cluster; of each cluster the "
-        "first layer stays, or every k-th."
+        f"Neighbouring layers with a similarity (CKA) of {config.threshold} or more form a cluster, of which the first stays"
+        + (" (in a round with k=2 or k=3 every second or third, too)." if coarse else ".")
     ]
     if record.metric and any(round_.drop is not None for round_ in report.rounds):
         better = {True: " (greater is better)", False: " (smaller is better)"}.get(

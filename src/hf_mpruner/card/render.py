@@ -14,6 +14,7 @@ import jinja2
 
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.report import PruningReport
+from hf_mpruner.report.plots import file_name
 
 from .check import check_card, is_hub_id
 from .facts import ModelFacts
@@ -130,7 +131,7 @@ def _pictures(report: PruningReport, pictures: Sequence[str]) -> dict[str, list[
     first = f"{_BEFORE}{rounds[0].number}_" if rounds else ""
     rows, shown = [], set()
     for path in report.record.depths:
-        pair = [_named(maps, f"{first}{path}.png"), _named(maps, f"{_AFTER}{path}.png")]
+        pair = [_named(maps, f"{first}{file_name(path)}.png"), _named(maps, f"{_AFTER}{file_name(path)}.png")]
         found = [(label, name) for label, name in zip(("before", "after"), pair, strict=True) if name]
         if not found or not first:
             continue
