@@ -14,7 +14,7 @@ import torch
 from .card import ModelFacts, merge_card, render_card
 from .card.front import read_metadata
 from .errors import MPrunerError
-from .report import write_plots
+from .report import PAGE_NAME, write_plots
 from .runtime import keep_rng_state
 from .storage import new_folder, write_bytes
 
@@ -120,7 +120,8 @@ def write_artifacts(
 
     Returns:
         `Path`: the folder, absolute. It holds the model and its processor, `pruning_plan.json`,
-        `pruning_config.json`, `pruning_record.json`, `report.json`, `plots/*.png` and `README.md`, the model card.
+        `pruning_config.json`, `pruning_record.json`, `report.json`, `report.html`, `plots/*.png` and `README.md`, the
+        model card.
 
     Raises:
         MPrunerError: if the saved model is not the live one, or it carries adapters; nothing is left behind.
@@ -162,7 +163,7 @@ def write_pages(
     present: str | None = None,
     **card: Any,
 ) -> list[str]:
-    """Write what people look at into a model's folder: plots and card.
+    """Write what people look at into a model's folder: plots, the report as a page, and the card.
 
     Args:
         folder (`Path`): of the model.
@@ -181,8 +182,10 @@ def write_pages(
     """
     pictures = write_plots(report, folder) or find_pictures(folder)
     ours = render_card(report, model=model, config=config, title=title, pictures=pictures, **card)
-    write_bytes(folder / CARD_NAME, merge_card(present, ours).encode("utf-8"))
-    return [*pictures, CARD_NAME]
+    text = merge_card(present, ours)
+    report.save_html(folder)
+    write_bytes(folder / CARD_NAME, text.encode("utf-8"))
+    return [*pictures, PAGE_NAME, CARD_NAME]
 
 
 def find_pictures(folder: Path) -> list[str]:

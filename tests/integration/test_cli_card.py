@@ -61,9 +61,10 @@ def test_the_folder_comes_out_as_it_was(folder, run):
     assert str(folder / "plots" / "layers.png") in out.splitlines()
 
 
-def test_a_lost_card_and_lost_plots_are_made_again(folder, run):
+def test_lost_card_page_and_plots_are_made_again(folder, run):
     before = contents(folder)
     (folder / "README.md").unlink()
+    (folder / "report.html").unlink()
     shutil.rmtree(folder / "plots")
     assert run(folder)[0] == 0
     assert contents(folder) == before
@@ -90,6 +91,11 @@ def test_metadata_of_the_user(folder, run):
     assert "mine" in metadata["tags"]
     assert 'from_pretrained("ann/tiny")' in text
     assert "hf-mpruner apply google-bert/bert-base-cased --plan ann/tiny --output_dir out" in text
+    # said once is enough
+    assert run(folder, "--repo_id", "ann/tiny")[0] == 0
+    assert (folder / "README.md").read_text().count("google-bert/bert-base-cased") == text.count(
+        "google-bert/bert-base-cased"
+    )
 
 
 def test_what_a_person_wrote_stays_and_is_said(folder, run):

@@ -47,6 +47,7 @@ def test_folder_is_complete_and_loads_without_us(pruned, tmp_path, weight_digest
         "pruning_config.json",
         "pruning_plan.json",
         "pruning_record.json",
+        "report.html",
         "report.json",
     ]
     assert (folder / "plots" / "similarity_round_1_bert.encoder.layer.png").is_file()

@@ -338,6 +338,25 @@ def test_models_that_transformers_does_not_have(make_bert, tmp_path):
     assert 'AutoModelForCausalLM.from_pretrained("ann/bert-small", trust_remote_code=True)' in render(model=brought)
 
 
+@pytest.mark.parametrize(
+    ("front", "base"),
+    [
+        ("base_model: a/b", "a/b"),
+        ("base_model: [a/b]", "a/b"),
+        ("base_model: [a/b, c/d]", None),
+        ("a: [1", None),
+        ("a: 1", None),
+    ],
+)
+def test_the_base_that_a_folder_s_card_names(front, base, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "model_type": "bert"}))
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# Mine\n")
+    facts = ModelFacts.of_folder(tmp_path)
+    assert facts.base_model == base
+    text = text_of(render(full_report(source_model=None), model=facts))
+    assert ("pruned from [a/b](https://huggingface.co/a/b)" in text) == (base is not None)
+
+
 def test_folders_without_a_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"No model in '{tmp_path}': there is no config.json"):
         ModelFacts.of_folder(tmp_path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from hf_mpruner.heads import find_head
+
+from .front import read_metadata
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,6 +40,7 @@ class ModelFacts:
         model_type (`str`, *optional*): `config.model_type`.
         processor (`str`, *optional*): the Auto class of what lies beside the model; `None` if nothing does.
         own_code (`bool`): whether the model brings Python code of its own.
+        base_model (`str`, *optional*): what the README.md in the folder says it was made from.
         config (`dict`): the values of `config.json`.
     """
 
@@ -49,6 +52,7 @@ class ModelFacts:
     model_type: str | None = None
     processor: str | None = None
     own_code: bool = False
+    base_model: str | None = None
     config: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -77,7 +81,9 @@ class ModelFacts:
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str]) -> ModelFacts:
-        """Of a saved model; reads `config.json` and looks which processor lies beside it, and runs no code of the model.
+        """Of a saved model: `config.json`, which processor lies beside it, and the base that its README.md names.
+
+        No code of the model is run.
 
         Raises:
             FileNotFoundError: if there is no `config.json`.
@@ -95,7 +101,8 @@ class ModelFacts:
                 f"'{file}' names no class ('architectures' is {config.get('architectures')!r}). Save the model with "
                 "model.save_pretrained(folder)."
             )
-        return cls._made(names[0], None, config, config.get("model_type"), _processor_in(Path(folder)))
+        facts = cls._made(names[0], None, config, config.get("model_type"), _processor_in(Path(folder)))
+        return replace(facts, base_model=_base_in(Path(folder) / "README.md"))
 
     @classmethod
     def _made(
@@ -158,3 +165,14 @@ def _processor_in(folder: Path) -> str | None:
         return None
     values = json.loads(file.read_text(encoding="utf-8"))
     return "AutoFeatureExtractor" if "feature_extractor_type" in values else "AutoImageProcessor"
+
+
+def _base_in(card: Path) -> str | None:
+    if not card.is_file():
+        return None
+    try:
+        base = read_metadata(card.read_text(encoding="utf-8")).get("base_model")
+    except ValueError:  # whoever writes the card says what is wrong with it
+        return None
+    base = base[0] if isinstance(base, list) and len(base) == 1 else base
+    return base if isinstance(base, str) else None

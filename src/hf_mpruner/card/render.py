@@ -64,7 +64,8 @@ def render_card(
     """
     if config is None and report.record.config:
         config = PruningConfig.from_dict(report.record.config)
-    base = next((name for name in (report.record.source_model, base_model) if is_hub_id(name)), None)
+    named = (report.record.source_model, base_model, model.base_model)
+    base = next((name for name in named if is_hub_id(name)), None)
     metadata = build_metadata(
         report, model, name=title, base_model=base, license=license, language=language, tags=tags, datasets=datasets
     )

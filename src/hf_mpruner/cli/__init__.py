@@ -19,7 +19,7 @@ COMMANDS = {
     "analyze": "measure the similarity of its layers, suggest plans",
     "prune": "cut, recover, judge, and save the smaller model",
     "apply": "cut a model as a plan says, without training",
-    "card": "write the model card, the plots and the report of a pruned model again",
+    "card": "write the model card, the plots and the page of a pruned model again",
     "push": "put a pruned model on the Hub, and compare what arrived",
 }
 EXAMPLES = """examples:

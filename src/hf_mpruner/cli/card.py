@@ -1,4 +1,4 @@
-"""Write the model card of a pruned model again, with its plots, from the report in its folder. Nothing is measured."""
+"""Write card, plots and page of a pruned model again, from the report in its folder. Nothing is measured."""
 
 from __future__ import annotations
 
