@@ -30,6 +30,7 @@ from .rollback import names_of
 from .runtime import Runtime, detect_runtime
 from .seal import Sealer, sweep
 from .subject import trained_model, trained_whole
+from .tracking import log_figures
 from .uploads import check_pushes, sweep_parcels, wrap_pushes
 from .workbench import Workbench
 
@@ -282,6 +283,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         if args.should_save and engine.record.baseline is not None and args.output_dir is not None:
             self.plan.save_pretrained(args.output_dir)
             self.report.save(args.output_dir)
+        log_figures(self._bound(), engine.record, ended=True)
 
     def _start_round(self, state: TrainerState, optimizer: Any, scheduler: Any) -> bool:
         engine = self._started()
@@ -311,6 +313,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self._recovery().end()
         put_back_best(state, engine.record, round_)
         self._workbench().log_round(round_, engine.record.metric)
+        log_figures(self._bound(), engine.record)
         logger.info("Round %d %s: %s", round_.number, round_.verdict, round_.reason)
 
     def _bound(self, state: TrainerState | None = None) -> Trainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,10 +20,13 @@ from hf_mpruner.recovery import freeze_untouched_, touched_layers
 from hf_mpruner.runtime import check_wrapped
 from hf_mpruner.runtime.processes import weight_sums
 from hf_mpruner.subject import trained_model
+from hf_mpruner.tracking import log_figures
 from hf_mpruner.workbench import Workbench
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 HOW = (
     "It gets a folder and must load its model from there:\n"
@@ -239,6 +243,14 @@ def evaluate(bench: Workbench) -> dict[str, float]:
             return bench.evaluate()
     finally:
         bench.trainer.is_in_train = False
+
+
+def announce(trainer: Trainer, record: PruningRecord) -> None:
+    """Say what became of the last round, in the log and where the Trainer's integrations keep figures."""
+    if trainer.is_world_process_zero():
+        round_ = record.rounds[-1]
+        logger.info("Round %d %s: %s", round_.number, round_.verdict, round_.reason)
+        log_figures(trainer, record)
 
 
 def release(trainer: Trainer) -> None:

@@ -14,6 +14,7 @@ import torch
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.cycles.fresh import (
     HOW,
+    announce,
     check_fresh,
     check_model,
     check_recovery,
@@ -242,8 +243,7 @@ class Cycles:
         with self.runtime.together("training the candidate"):
             train(trainer, self.config.recovery_epochs)
         round_ = engine.decide(step=steps + trainer.state.global_step)
-        if self.runtime.is_main_process:
-            logger.info("Round %d %s: %s", round_.number, round_.verdict, round_.reason)
+        announce(trainer, record)
         self._settle(trainer, round_)
         return True
 

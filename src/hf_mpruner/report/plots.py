@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,6 +83,17 @@ def to_png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
+def to_pixels(figure: Figure) -> Any:
+    """A figure as an array of shape (height, width, 3), 0..255."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(120)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[:, :, :3]
+
+
 def write_heat_maps(folder: Path, matrices: dict[str, SimilarityMatrix], stem: str) -> list[str]:
     """Draw `{stem}_{stack}.png` for each stack; without matplotlib say so once and draw nothing."""
     names = []
@@ -96,30 +107,40 @@ def write_heat_maps(folder: Path, matrices: dict[str, SimilarityMatrix], stem: s
     return names
 
 
-def draw_figures(report: PruningReport) -> Iterator[tuple[str, Figure]]:
+def draw_figures(
+    report: PruningReport, only: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Figure]]:
     """Every figure that the report has the facts for, with its name.
+
+    Args:
+        report (`PruningReport`): of a run.
+        only (callable): says of a name whether that figure is wanted.
 
     Raises:
         ImportError: if matplotlib is not installed.
     """
+    models, curve = measured_models(report.record), metric_curve(report.record)
     for number, matrices in report.similarities():
-        yield from _heat_maps(f"similarity_round_{number}", matrices, f"before round {number}")
-    models = measured_models(report.record)
+        yield from _heat_maps(f"similarity_round_{number}", matrices, f"before round {number}", only)
     for model in models:
         if model.kept:
-            yield from _heat_maps("similarity_after", model.matrices, "after")
-    if report.rounds:
+            yield from _heat_maps("similarity_after", model.matrices, "after", only)
+    if report.rounds and only("layers"):
         yield "layers", draw_layers(report)
-    if (curve := metric_curve(report.record)) is not None:
+    if curve is not None and only("metric"):
         yield "metric", draw_metric(curve)
-    if any(len(matrix.layers) > 1 for model in models for matrix in model.matrices.values()):
+    paired = any(len(matrix.layers) > 1 for model in models for matrix in model.matrices.values())
+    if paired and only("adjacent_similarity"):
         yield "adjacent_similarity", draw_adjacent_similarity(report)
 
 
-def _heat_maps(stem: str, matrices: dict[str, SimilarityMatrix], when: str = "") -> Iterator[tuple[str, Figure]]:
+def _heat_maps(
+    stem: str, matrices: dict[str, SimilarityMatrix], when: str = "", only: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Figure]]:
     for path, matrix in matrices.items():
-        figure: Any = matrix.plot(title=f"{path}, {when}" if when else None).figure
-        yield f"{stem}_{file_name(path)}", figure
+        if only(name := f"{stem}_{file_name(path)}"):
+            figure: Any = matrix.plot(title=f"{path}, {when}" if when else None).figure
+            yield name, figure
 
 
 def file_name(path: str) -> str:
