@@ -10,7 +10,7 @@ import pytest
 STACK = "bert.encoder.layer"
 PENDING = {4: 1, 8: 2, 12: 3}  # the round without a verdict at a step of push_kit's run
 STEPS = (4, 8, 12, 16, 18)
-OURS = {"pruning_plan.json", "pruning_config.json", "pruning_record.json", "report.json", "README.md"}
+OURS = {"pruning_plan.json", "pruning_config.json", "pruning_record.json", "report.json", "report.html", "README.md"}
 MODEL = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 CARD = b"---\nlicense: mit\ntags:\n- mine\n---\n# Written by hand\n\nRead me first.\n"
 
@@ -155,3 +155,64 @@ def test_a_hand_written_card_and_the_arguments_of_the_trainers_card(hub, client,
     local = (tmp_path / "out" / "README.md").read_text()
     assert "license: apache-2.0" in local
     assert "<!-- hf_mpruner: begin -->" in local
+
+
+@pytest.mark.slow
+def test_a_branch_a_pull_request_and_a_private_repository(hub, client, tmp_path):
+    repo = hub.add_repo("ann/branched", {"README.md": CARD})
+    repo.branches["pruned"] = repo.branches["main"]
+    main = repo.at("main").oid
+    options = {"hub_revision": "pruned", "num_train_epochs": 3}
+    told = client.call(train, repo_id=repo.id, folder=str(tmp_path / "a b"), **options)
+    assert (told["failed"], told["same"], repo.at("main").oid) == ([], True, main)
+    assert check_agreement(contents(repo.at("pruned"))) is None
+    assert repo.files("pruned")["README.md"].startswith(b"---\nlicense: mit\n")
+
+    final = {"create_pr": True, "commit_message": "Pruned"}
+    told = client.call(
+        train, repo_id=repo.id, folder=str(tmp_path / "b"), final=final, hub_strategy="end", num_train_epochs=3
+    )
+    assert (told["same"], repo.at("main").oid) == (True, main)
+    assert told["info"][3] == f"{hub.url}/{repo.id}/discussions/1"
+    assert check_agreement(contents(repo.at("refs/pr/1"))) is None
+    assert repo.discussions[1].title == "Pruned"
+
+    options = {"hub_private_repo": True, "num_train_epochs": 3, "hub_strategy": "end"}
+    told = client.call(train, repo_id="ann/hidden", folder=str(tmp_path / "c"), **options)
+    assert (told["same"], hub.store.repo("ann/hidden").private) == (True, True)
+
+
+def overlap(repo_id, folder):
+    """Saves that do not wait for each other's pushes."""
+    from hub.push_kit import build, loaded_logits, logits
+
+    trainer, _, patient = build(
+        folder, repo_id, save_steps=1, hub_always_push=True, hub_strategy="all_checkpoints", save_total_limit=1
+    )
+    patient.waits = False
+    trainer.train()
+    failed = [str(job.exception()) for job in trainer.push_in_progress.jobs if job.exception()]
+    trainer.push_to_hub()
+    return {"failed": failed, "same": logits(trainer.model) == loaded_logits(repo_id)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uploads", ["lfs", "regular"])
+def test_pushes_that_wait_in_a_queue_are_of_their_own_save(hub, client, xet_client, tmp_path, uploads):
+    """`hub_always_push`: the next save writes over the output folder, and older checkpoints are deleted, while jobs wait."""
+    hub.uploads, name = uploads, f"ann/queue-{uploads}"
+    sender = {"lfs": client, "regular": xet_client}[uploads]
+    hub.faults.add("POST", "/commit/", delay=0.3, times=99)
+    told = sender.call(overlap, repo_id=name, folder=str(tmp_path / "out"))
+    assert (told["failed"], told["same"]) == ([], True)
+    history = hub.store.repo(name).history()
+    assert len([commit for commit in history if commit.title.startswith("Training")]) == 2 * 18
+    for commit in history[:-1]:
+        files = contents(commit)
+        if "pruning_plan.json" in files:
+            check_agreement(files)
+            newest = max(
+                int(file.split("/")[0].removeprefix("checkpoint-")) for file in files if file.startswith("checkpoint-")
+            )
+            if commit.title.endswith("checkpoint"):
+                assert files["model.safetensors"] == files[f"checkpoint-{newest}/model.safetensors"]

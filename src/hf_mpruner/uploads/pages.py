@@ -192,7 +192,6 @@ def _write(record: PruningRecord, config: PruningConfig, folder: Path) -> None:
     report.save(folder)
     try:
         write_plots(report, folder)
-        if hasattr(report, "to_html"):
-            write_text(folder / "report.html", report.to_html())
+        write_text(folder / "report.html", report.to_html())
     except Exception as error:  # a picture never stops the weights
         logger.warning("Not every figure is pushed: %s", error)

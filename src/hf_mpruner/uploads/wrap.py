@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -131,10 +132,9 @@ class _Pushes:
             ) from error
         except PushError as error:
             parcel.discard()
-            branch = f" --revision {upload.revision}" if upload.revision else ""
             raise PushError(
                 f"{error} Everything is in '{upload.folder}': call trainer.push_to_hub() again, or type\n"
-                f"    hf-mpruner push {upload.folder} {upload.repo_id}{branch}{' --create_pr' if create_pr else ''}"
+                f"    {_command(upload, create_pr)}"
             ) from error
         except BaseException:
             parcel.discard()
@@ -240,6 +240,12 @@ class _Pushes:
         if str(error) not in self.told:
             self.told.add(str(error))
             logger.error("%s failed: %s %s", doing, error, again)
+
+
+def _command(upload: Upload, create_pr: bool) -> str:
+    words = ["hf-mpruner", "push", str(upload.folder), upload.repo_id]
+    words += ["--revision", upload.revision] if upload.revision else []
+    return shlex.join([*words, *(["--create_pr"] if create_pr else [])])
 
 
 def _read(file: Path) -> str | None:
