@@ -32,7 +32,11 @@ def write_folder(folder: Path, *, layers: int = 4, model_type: str = "bert", sou
         if model_type == "bert":
             model = BertForSequenceClassification(BertConfig(num_hidden_layers=layers, vocab_size=99, **sizes))
             examples = [{"input_ids": torch.randint(1, 99, (6,), generator=generator)} for _ in range(8)]
-            table = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]"))
+            table = Tokenizer(
+                models.WordLevel(
+                    {word: i for i, word in enumerate(("[UNK]", "[PAD]", *"abcdefgh"))}, unk_token="[UNK]"
+                )
+            )
             table.pre_tokenizer = pre_tokenizers.Whitespace()
             words = PreTrainedTokenizerFast(tokenizer_object=table, unk_token="[UNK]", pad_token="[PAD]")
         else:

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 
+from hf_mpruner.plan import PLAN_NAME
 from push_kit import write_folder
 
 HAND = b"---\nlicense: mit\ntags:\n- mine\n---\n# By hand\n\nWords of a person.\n"
@@ -479,3 +480,162 @@ def test_wrong_use_of_the_command(client, folder, repo_id, flags, says):
     code, out, err = client.call(command, folder=str(folder), repo_id=repo_id, flags=flags)
     assert (code, out) == (2, "")
     assert says in err
+
+
+# -- prune --push_to_hub -----------------------------------------------------------------------------------------------
+
+
+def prune(model, data, out, flags):
+    """`hf-mpruner prune` without training, in this process: exit code, stdout, stderr."""
+    import contextlib
+    import io
+
+    from hf_mpruner.cli import main
+
+    words = ["prune", model, "--dataset", data, "--eval_split", "train", "--output_dir", out]
+    words += ["--recovery_epochs", "0", "--max_rounds", "1", "--max_metric_drop", "1"]
+    shown, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+        code = main([*words, *flags])
+    return code, shown.getvalue(), said.getvalue()
+
+
+@pytest.fixture
+def words_of_prune(folder, tmp_path):
+    """A model that was pruned can be pruned again: the folder is the model here."""
+    rows = [f"{'a b a b'[: 1 + 2 * (i % 4)]},{i % 3}" for i in range(12)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    return {"model": str(folder), "data": str(tmp_path / "rows.csv"), "out": str(tmp_path / "smaller")}
+
+
+def test_prune_and_push(hub, client, words_of_prune, name):
+    flags = ["--threshold", "0", "--push_to_hub", name, "--private"]
+    code, out, err = client.call(prune, **words_of_prune, flags=flags)
+    assert code == 0, err
+    assert "accuracy" in out
+    assert f"Pushed {hub.url}/{name}/commit/" in err
+    repo = hub.store.repo(name)
+    assert (repo.private, len(repo.history())) == (True, 2)
+    assert client.call(logits, place=name) == client.call(logits, place=words_of_prune["out"])
+    assert client.call(logits, place=name)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "says", "code"),
+    [
+        (["--push_to_hub", "./out"], "repo_id='./out' is a path", 2),
+        (["--private"], "--private is about a push: name the repository with --push_to_hub REPO_ID", 2),
+        (["--push_to_hub", "bob/x"], "'bob/x' belongs to 'bob', and the token to 'ann'", 1),
+        (["--push_to_hub", "ann/taken"], "'ann/taken' holds a model of type 't5', and this one is of type 'bert'", 1),
+    ],
+)
+def test_prune_asks_before_the_work(hub, client, words_of_prune, flags, says, code):
+    if "ann/taken" in flags:
+        hub.add_repo("ann/taken", {"config.json": b'{"model_type": "t5"}'})
+    found = client.call(prune, **{**words_of_prune, "data": "/nowhere"}, flags=flags)  # not even the data is looked at
+    assert found[:2] == [code, ""]
+    assert says in found[2]
+
+
+def test_prune_that_removed_nothing_pushes_nothing(hub, client, words_of_prune, name):
+    code, _, err = client.call(prune, **words_of_prune, flags=["--threshold", "1", "--push_to_hub", name])
+    assert code == 1
+    assert f"So nothing was pushed. To push it as it is: hf-mpruner push {words_of_prune['out']} {name}\n" in err
+    assert ("model", name) not in hub.store.repos
+
+
+# -- a plan alone ------------------------------------------------------------------------------------------------------
+
+
+def push_plan(repo_id, source_model="google-bert/bert-base-uncased", **options):
+    """Push a plan of three layers of six; what `Pushed` says."""
+    import dataclasses
+
+    from hf_mpruner import PruningPlan
+    from hf_mpruner.plan import StackPlan
+
+    plan = PruningPlan({"encoder.layer": StackPlan(6, (0, 1, 5))}, "bert", source_model)
+    return dataclasses.asdict(plan.push_to_hub(repo_id, **options))
+
+
+def load_plan(path, offline=False, **options):
+    """Which layers the plan of a place keeps."""
+    from huggingface_hub import constants
+
+    from hf_mpruner import PruningPlan
+
+    constants.HF_HUB_OFFLINE = offline
+    try:
+        return PruningPlan.from_pretrained(path, **options).kept
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def test_a_plan_there_and_back(hub, client):
+    repo = hub.add_repo("ann/plan", {"README.md": b"# Mine\n", "config.json": b"{}"})
+    made = client.call(push_plan, repo_id="ann/plan")
+    assert (made["card"], made["commit"]) == ("none", repo.at("main").oid)
+    assert set(repo.files()) == {".gitattributes", "README.md", "config.json", PLAN_NAME}
+    assert client.call(load_plan, path="ann/plan") == {"encoder.layer": [0, 1, 5]}
+    assert client.call(load_plan, path="ann/plan", offline=True) == {"encoder.layer": [0, 1, 5]}  # from the cache
+    side = client.call(push_plan, repo_id="ann/plan", source_model=None, revision="side")
+    assert client.call(load_plan, path="ann/plan", revision="side") == {"encoder.layer": [0, 1, 5]}
+    assert side["revision"] == "side"
+    made = client.call(push_plan, repo_id="new-plan", private=True, create_pr=True)
+    assert hub.store.repo("ann/new-plan").private
+    assert client.call(load_plan, path="ann/new-plan", revision=made["revision"]) == {"encoder.layer": [0, 1, 5]}
+    with pytest.raises(KeyError):
+        hub.store.repo("ann/new-plan").files()[PLAN_NAME]
+
+
+def test_a_plan_with_a_local_path_stays_here(hub, client):
+    mark, place = hub.journal.mark(), f"{client.home}/bert"
+    failure = client.fails(push_plan, repo_id="ann/leak", source_model=place)
+    assert failure.type == "PushError"
+    assert re.search(
+        r"pruning_plan\.json holds the local path .*/bert.*source_model=None.*Nothing was sent", failure.message
+    )
+    assert not hub.journal.requests[mark:]
+
+
+@pytest.mark.parametrize(
+    ("what", "type", "says"),
+    [
+        (
+            "no repository",
+            "FileNotFoundError",
+            "no such folder here, and no such repository on the Hub.*hf auth login",
+        ),
+        ("no plan", "FileNotFoundError", "the Hub has that repository, but no plan in it"),
+        ("no revision", "FileNotFoundError", "the repository has no revision 'v7'. Pass a branch, tag or commit"),
+        ("gated", "PermissionError", "is gated.*Ask for access on its page"),
+        ("forbidden", "PermissionError", "the token may not read .*403"),
+        ("down", "ConnectionError", "503|cannot be reached"),
+        ("offline", "ConnectionError", "Unset HF_HUB_OFFLINE"),
+        ("a path", "FileNotFoundError", "there is no such file or folder, and the Hub has no such names"),
+        ("no json", "ValueError", "holds no pruning plan: pruning_plan.json is no JSON"),
+        ("a list", "ValueError", "holds no pruning plan: pruning_plan.json is a list"),
+    ],
+)
+def test_why_there_is_no_plan(hub, client, what, type, says):
+    name = f"ann/without-{what.replace(' ', '-')}"
+    content = {"no plan": None, "no json": b"<html>", "a list": b"[]"}.get(what, b"{}")
+    options = {}
+    if what not in ("no repository", "a path"):
+        hub.add_repo("bob/gated" if what == "gated" else name, {PLAN_NAME: content} if content else {"a": b"a"})
+    if what == "gated":
+        name = "bob/gated"
+        hub.store.repo(name).gated = "auto"
+    elif what == "forbidden":
+        hub.faults.add("HEAD", "/resolve/", status=403)
+    elif what == "down":
+        hub.faults.add("HEAD", "/resolve/", status=503, times=99)
+    elif what == "no revision":
+        options = {"revision": "v7"}
+    elif what == "offline":
+        options = {"offline": True}
+    elif what == "a path":
+        name = "./runs/nowhere"
+    failure = client.fails(load_plan, path=name, **options)
+    assert (failure.type, bool(re.search(says, failure.message))) == (type, True), failure.message
+    assert name in failure.message

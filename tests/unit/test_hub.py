@@ -7,11 +7,11 @@ import re
 
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import get_session, httpx
 
 from hf_mpruner.errors import PushError
 from hf_mpruner.hub import Account, check_repo_id, check_target, explain
-from hf_mpruner.hub.retry import brief, find_pause, status_of
+from hf_mpruner.hub.retry import ANSWER_SECONDS, brief, find_pause, patiently, status_of
 
 
 @pytest.mark.parametrize("repo_id", ["ann/bert", "bert-pruned", "Ann_1/x.y-z", "a/" + "b" * 96])
@@ -164,3 +164,25 @@ def test_revisions_that_cannot_be_pushed_to() -> None:
         check_target("side", True)
     with pytest.raises(ValueError, match=rf"revision='{'a' * 40}' is a commit"):
         check_target("a" * 40, False)
+
+
+def test_the_client_of_the_process_has_a_time_limit_for_as_long_as_it_is_ours(monkeypatch) -> None:
+    session, seen, tries = get_session(), [], iter([ConnectionError("cut"), httpx.ReadTimeout("slow"), None])
+    monkeypatch.setattr("time.sleep", seen.append)
+
+    def act() -> str:
+        seen.append(session.timeout.read)
+        patiently(lambda: None, "something inside")
+        seen.append(session.timeout.read)
+        if error := next(tries):
+            raise error
+        return "done"
+
+    assert session.timeout == httpx.Timeout(None)
+    assert patiently(act, "something") == "done"
+    limit = [ANSWER_SECONDS] * 2
+    assert seen == [*limit, 1, *limit, 2, *limit]
+    assert session.timeout == httpx.Timeout(None)
+    monkeypatch.setattr(session, "timeout", httpx.Timeout(5))  # somebody knows better
+    patiently(lambda: seen.append(session.timeout.read), "something")
+    assert seen[-1] == session.timeout.read == 5

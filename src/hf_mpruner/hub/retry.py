@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -33,18 +34,20 @@ def patiently(action: Callable[[], Result], doing: str) -> Result:
         action: the whole of what is to be done; must be safe to repeat.
         doing (`str`): what it does, for the log.
     """
-    for number in range(1, TRIES):
-        limit_waiting()
-        try:
-            return action()
-        except Exception as error:
-            pause = find_pause(error, number)
-            if pause is None:
-                raise
-            logger.warning("%s: %s. Trying again in %g s (%d of %d).", doing, brief(error), pause, number + 1, TRIES)
-        time.sleep(pause)
-    limit_waiting()
-    return action()
+    with limited_waiting():
+        for number in range(1, TRIES):
+            try:
+                return action()
+            except Exception as error:
+                pause = find_pause(error, number)
+                if pause is None:
+                    raise
+                logger.warning(
+                    "%s: %s. Trying again in %g s (%d of %d).", doing, brief(error), pause, number + 1, TRIES
+                )
+            time.sleep(pause)
+            _limit()  # after a failed connection it is another client
+        return action()
 
 
 def find_pause(error: BaseException, number: int) -> float | None:
@@ -113,16 +116,28 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def limit_waiting() -> None:
-    """Give the client of this process a time limit, unless its owner gave it one."""
-    session = get_session()
-    if session.timeout == httpx.Timeout(None):
-        session.timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+@contextmanager
+def limited_waiting() -> Iterator[None]:
+    """Give the Hub's client of this process a time limit for a while, unless its owner gave it one."""
+    ours = _limit()
+    try:
+        yield
+    finally:
+        if ours:
+            get_session().timeout = httpx.Timeout(None)
 
 
 def time_limit() -> float:
     """Seconds after which an answer is no longer waited for."""
     return get_session().timeout.read or ANSWER_SECONDS
+
+
+def _limit() -> bool:
+    session = get_session()
+    free = bool(session.timeout == httpx.Timeout(None))
+    if free:
+        session.timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+    return free
 
 
 def _answer_of(error: BaseException) -> HfHubHTTPError | None:
