@@ -224,6 +224,14 @@ def test_an_untouched_card_of_a_trainer_is_replaced(tmp_path, make_bert):
     assert split_card(merge_card(end, A)).body.startswith(split_card(end).body)
 
 
+@pytest.mark.parametrize("odd", ["model-index: later", "eval_results: 3", "1: 2", "base_model: [1, {a: b}]"])
+def test_metadata_that_no_library_writes_is_a_person_s(odd):
+    theirs = hub_default().replace("---\n", f"---\n{odd}\n", 1)
+    merged = merge_card(theirs, A)
+    assert f"{odd}\n" in merged
+    assert merge_card(merged, A) == merged
+
+
 def test_a_word_in_a_default_card_and_it_is_theirs():
     text = hub_default().replace("[More Information Needed]", "I made this.", 1)
     assert "I made this." in merge_card(text, A)

@@ -12,6 +12,7 @@ _DESCRIPTION = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
     "automatically generated."
 )
+_UNSAID = "[More Information Needed]"
 _NUMBER = r"-?[\d.]+(e-?\d+)?"
 _ASKED = "More information needed"
 # A Trainer's card from its first line to its last; one other word, and a person has written in it.
@@ -37,11 +38,16 @@ def is_untouched_default(text: str) -> bool:
     """Whether a README.md is transformers' own, with not one line more: of `model.push_to_hub`, or of a Trainer."""
     text = text.replace("\r\n", "\n")
     body = split_card(text).body
-    return bool(_OF_TRAINER.fullmatch(body)) or body.strip() == _template_body(read_metadata(text)).strip()
+    if _OF_TRAINER.fullmatch(body):
+        return True
+    return _UNSAID in body and body.strip() == _template_body(read_metadata(text)).strip()
 
 
 def _template_body(metadata: dict[str, Any]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    data = ModelCardData(ignore_metadata_errors=True, **{str(key): value for key, value in metadata.items()})
-    return split_card(str(ModelCard.from_template(data, model_description=_DESCRIPTION))).body
+    try:
+        data = ModelCardData(ignore_metadata_errors=True, **{str(key): value for key, value in metadata.items()})
+        return split_card(str(ModelCard.from_template(data, model_description=_DESCRIPTION))).body
+    except (AttributeError, KeyError, TypeError, ValueError):  # metadata that this class does not take: of a person
+        return ""

@@ -66,9 +66,9 @@ def build_metadata(
     pruned = ["pruned", "layer-pruning"] if report.plan.num_removed else []
     values["tags"] = _unique([*pruned, "hf_mpruner", "mpruner", "cka", *tags])
     values["datasets"] = _unique(dataset for dataset in found if is_hub_id(dataset))
-    index = _model_index(report, model, name)
-    values["metrics"] = _unique(metric["type"] for metric in index[0]["results"][0]["metrics"]) if index else []
-    values["model-index"] = index
+    metrics = _metrics(report)
+    values["metrics"] = _unique(metric["type"] for metric in metrics)
+    values["model-index"] = _model_index(report, model, name, metrics)
     return {key: value for key, value in values.items() if value not in (None, "", [])}
 
 
@@ -91,19 +91,25 @@ def metric_id(name: str) -> str | None:
     return _METRIC_IDS.get(averaged[1] if averaged else name)
 
 
-def _model_index(report: PruningReport, model: ModelFacts, name: str) -> list[dict[str, Any]]:
-    """One result, on the data that judged; empty unless task, dataset and a metric are known to the Hub."""
+def _metrics(report: PruningReport) -> list[dict[str, Any]]:
+    """What was measured of the model that the card is of, as far as the Hub knows the metric."""
     record, after = report.record, report.after
-    judging = record.data.get("judging", {})
-    if record.pending or after is None or not model.task or not is_hub_id(judging.get("dataset")):
+    if record.pending or after is None:
         return []
     measured = {**({record.metric: after.metric} if record.metric else {}), **after.metrics}
-    metrics = [
+    return [
         {"type": metric_id(key), "value": plain_number(value), "name": key}
         for key, value in measured.items()
         if metric_id(key) and plain_number(value) is not None
     ]
-    if not metrics:
+
+
+def _model_index(
+    report: PruningReport, model: ModelFacts, name: str, metrics: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """One result, on the data that judged; empty unless task and data set are known to the Hub."""
+    judging = report.record.data.get("judging", {})
+    if not metrics or not model.task or not is_hub_id(judging.get("dataset")):
         return []
     dataset = {"name": judging["dataset"], "type": judging["dataset"]}  # in huggingface_hub's own order
     dataset |= {key: judging[key] for key in ("config", "split", "revision") if isinstance(judging.get(key), str)}

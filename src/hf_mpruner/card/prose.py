@@ -16,6 +16,13 @@ from .words import code, count, number, numbers, plain, settings
 # Settings that a sentence of their own tells.
 _TOLD = ("threshold", "max_metric_drop", "metric", "greater_is_better")
 
+# Of the Trainer's settings, what a sentence tells unless it has this value; all of them are below it.
+_WORTH_TELLING: dict[str, Any] = {
+    "optimizer": None, "learning_rate": None, "lr_scheduler_type": None, "scheduler": None,
+    "per_device_train_batch_size": None, "gradient_accumulation_steps": 1, "weight_decay": 0.0, "warmup_steps": 0,
+    "label_smoothing_factor": 0.0, "bf16": False, "fp16": False, "world_size": 1,
+}  # fmt: skip
+
 
 def kept_round(report: PruningReport) -> Round | None:
     """The round that the weights are of; `None` if they are those of the uncut model."""
@@ -108,7 +115,9 @@ def _latency_of(record: PruningRecord) -> str:
         parts.append(_shape(shapes))
     parts += [code(latency["dtype"])] if latency.get("dtype") else []
     parts += [f"{latency['repeats']} repeats"] if latency.get("repeats") else []
-    parts += [f"on {plain(record.device)}"] if record.device else []
+    device = latency.get("device") or record.device
+    parts += [f"on {plain(device)}"] if device else []
+    parts += [count(latency["threads"], "thread")] if latency.get("threads") else []
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -178,8 +187,10 @@ def recovery_lines(report: PruningReport, config: PruningConfig | None) -> list[
         return lines
     if all(round_.recovery_seconds == 0 and round_.decided_at_step == 0 for round_ in report.rounds):
         lines.append("Nothing trained between a cut and its verdict.")
-    elif record.training:
-        lines.append(f"Between a cut and its verdict the model trained with {settings(record.training)}.")
+    elif told := {
+        key: value for key, value in record.training.items() if key in _WORTH_TELLING and value != _WORTH_TELLING[key]
+    }:
+        lines.append(f"Between a cut and its verdict the model trained with {settings(told)}.")
     return lines
 
 

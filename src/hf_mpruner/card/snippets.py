@@ -148,6 +148,6 @@ def replay_snippet(model: ModelFacts, source: str, base_model: str | None, revis
         lines.append(f'model = {model.loader}.from_pretrained("{base_model}"{at}{trust})')
         name = "model"
     else:
-        lines.append("")
+        lines += ["", "# original: the model that was pruned, as it was before"]
         name = "original"
     return "\n".join([*lines, f'apply_plan_({name}, PruningPlan.from_pretrained("{source}"))'])
