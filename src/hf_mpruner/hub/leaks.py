@@ -28,6 +28,8 @@ _TOKEN = rb"(?:hf_|api_org_)[A-Za-z0-9]{30,}"
 _TOKEN_IN_BINARY, _TOKEN_IN_TEXT = re.compile(_TOKEN), re.compile(rb"(?<![A-Za-z0-9_])" + _TOKEN)
 _SYSTEM = ("/usr", "/bin", sys.prefix, sys.base_prefix)  # where a command may lie that tells nothing
 _PATH_FIELD = re.compile(r"(?:name_or_path|_(?:file|path|dir|folder|checkpoint|directory))$")
+# Most JSON files have no such field, and a vocabulary takes a second to parse.
+_ANY_PATH_FIELD = re.compile(rb'(?:name_or_path|_(?:file|path|dir|folder|checkpoint|directory))"\s*:\s*"')
 _SHORTEST = 8  # characters of a token: no word of a text
 _CHUNK = 1 << 23
 _WHOLE = 1 << 28  # bytes; of larger files only both ends are read
@@ -76,8 +78,9 @@ class Secrets:
         caches = (constants.HF_HOME, constants.HF_HUB_CACHE, constants.HF_ASSETS_CACHE)
         script = Path(sys.argv[0] if sys.argv and sys.argv[0] else ".").absolute().parent
         places = () if any(script.is_relative_to(folder) for folder in _SYSTEM) else (script,)
-        folders = (Path.home(), Path.cwd(), tempfile.gettempdir(), *places, *caches, *extra_paths)
-        paths = {form for folder in folders for form in _forms(Path(folder).expanduser())}
+        home = Path(os.path.expanduser("~"))  # noqa: PTH111  Path.home() raises where there is none
+        folders = (home, Path.cwd(), tempfile.gettempdir(), *places, *caches, *extra_paths)
+        paths = {form for folder in folders for form in _forms(Path(folder))}
         return cls(frozenset(token for token in tokens if len(token) >= _SHORTEST), frozenset(paths))
 
     @cached_property
@@ -130,7 +133,7 @@ def scrub_json(content: bytes, secrets: Secrets) -> bytes:
         b'{\n  "model_max_length": 512\n}\n'
     """
     try:
-        values = json.loads(content)
+        values = json.loads(content) if _ANY_PATH_FIELD.search(content) else None
     except ValueError:
         return content
     clean = _scrub(values, secrets)

@@ -34,6 +34,7 @@ TOP_WEIGHTS = (
 _NEEDED = (*TOP_WEIGHTS, "config.json", "tokenizer*.json", "*processor_config.json", "*.py")
 _IN_MEMORY_BYTES = 1_000_000
 _TEXT_BYTES = 100_000_000  # a JSON file up to this size is read whole: vocabularies are large
+_DRAFTS = (".tmp", ".old")  # what is being written, and what it takes the place of (`storage.new_folder`)
 _NUMBERS = itertools.count()
 _told: set[str] = set()
 
@@ -133,7 +134,7 @@ def names_to_push(folder: Path, ignored: Iterable[str] = ()) -> list[str]:
     return [
         name
         for name in filter_repo_objects(found, ignore_patterns=patterns)
-        if name.rpartition("/")[2] not in NEVER_SENT and not name.endswith(".tmp")
+        if name.rpartition("/")[2] not in NEVER_SENT and not any(part.endswith(_DRAFTS) for part in name.split("/"))
     ]
 
 

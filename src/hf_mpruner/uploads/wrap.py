@@ -119,27 +119,29 @@ class _Pushes:
         """The upload of `trainer.push_to_hub(...)`: what is pushed lies in the output folder as well."""
         parcel = self._parcel(upload)
         try:
-            local = _read(upload.folder / CARD_NAME)
-            card = self._add_model(parcel, upload, None, local, before)
-            job = functools.partial(self._send, parcel, upload, card, private=private, create_pr=create_pr)
-            if not upload.background:
-                return job()
+            card = self._add_model(parcel, upload, None, _read(upload.folder / CARD_NAME), before)
         except OSError as error:
             parcel.discard()
             raise PushError(
                 f"The push to '{upload.repo_id}' was not begun: {error}. Make room, or whatever it needs, then call "
                 "trainer.push_to_hub() again. Nothing was sent."
             ) from error
-        except PushError as error:
-            parcel.discard()
-            raise PushError(
-                f"{error} Everything is in '{upload.folder}': call trainer.push_to_hub() again, or type\n"
-                f"    {_command(upload, create_pr)}"
-            ) from error
         except BaseException:
             parcel.discard()
             raise
-        return hf_api().run_as_future(self._told, f"The push to '{upload.repo_id}'", job)
+
+        def finish() -> CommitInfo:
+            try:
+                return self._send(parcel, upload, card, private=private, create_pr=create_pr)
+            except PushError as error:
+                raise PushError(
+                    f"{error} Everything is in '{upload.folder}': call trainer.push_to_hub() again, or type\n"
+                    f"    {_command(upload, create_pr)}"
+                ) from error
+
+        if not upload.background:
+            return finish()
+        return hf_api().run_as_future(self._told, "", finish)
 
     def _has_plain_card(self) -> bool:
         """Whether transformers writes README.md; other libraries say in theirs how their models are used."""
@@ -157,11 +159,13 @@ class _Pushes:
     ) -> str | None:
         """Fill a parcel with what lies in the output folder, and with our files; returns the card."""
         for name in names_to_push(upload.folder, upload.ignored):
-            lasting = None if checkpoint is None or not (checkpoint / name).is_file() else checkpoint / name
-            if name == CARD_NAME or (checkpoint is not None and lasting is None and is_top_weights(name)):
-                continue  # weights that the checkpoint does not have are of a larger model
-            as_is = checkpoint is None and not upload.background
-            parcel.add(name, lasting or upload.folder / name, lasting=lasting, as_is=as_is)
+            file, lasting = upload.folder / name, None if checkpoint is None else checkpoint / name
+            if lasting is not None and not (lasting.is_file() and lasting.stat().st_size == file.stat().st_size):
+                if is_top_weights(name):
+                    continue  # of a larger model
+                lasting = None
+            if name != CARD_NAME:
+                parcel.add(name, file, lasting=lasting, as_is=checkpoint is None and not upload.background)
         run = self.find_run()
         if run is None:
             return None if find_leaks((local or "").encode(), parcel.secrets) else local
@@ -236,10 +240,14 @@ class _Pushes:
 
     def _tell(self, doing: str, error: Exception) -> None:
         """A future of the Trainer is asked by nobody for its exception."""
-        again = "The next save pushes again, and trainer.push_to_hub() after the training brings everything."
-        if str(error) not in self.told:
-            self.told.add(str(error))
+        if str(error) in self.told:
+            return
+        self.told.add(str(error))
+        if doing:
+            again = "The next save pushes again, and trainer.push_to_hub() after the training brings everything."
             logger.error("%s failed: %s %s", doing, error, again)
+        else:
+            logger.error("%s", error)
 
 
 def _command(upload: Upload, create_pr: bool) -> str:
