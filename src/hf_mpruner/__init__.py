@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hf_mpruner.publish import push_pruned_model
     from hf_mpruner.record import PruningRecord
     from hf_mpruner.report import PruningReport
+    from hf_mpruner.scoring import make_compute_metrics
     from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, linear_cka
     from hf_mpruner.surgery import apply_plan_
 
@@ -55,6 +56,7 @@ __all__ = [
     "find_block_stacks",
     "find_clusters",
     "linear_cka",
+    "make_compute_metrics",
     "measure_similarity",
     "prune_",
     "prune_in_cycles",
@@ -84,6 +86,7 @@ _MODULE_OF = {
     "find_block_stacks": "architectures",
     "find_clusters": "clusters",
     "linear_cka": "similarity",
+    "make_compute_metrics": "scoring",
     "measure_similarity": "features",
     "prune_": "oneshot",
     "prune_in_cycles": "cycles",

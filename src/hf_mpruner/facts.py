@@ -102,8 +102,8 @@ def write_facts(record: PruningRecord, trainer: Trainer, calibration: Mapping[st
     """Write into a record what a run inside or beside a Trainer has, before it begins.
 
     Args:
-        record (`PruningRecord`): gets `data` (what judges is known later), `training`, `versions`, `device` and
-            `world_size`.
+        record (`PruningRecord`): gets `data` (what judges is known later), `training`, `versions`, `device`,
+            `metric_sources` and `world_size`.
         trainer (`Trainer`): that trains.
         calibration (`dict`): facts about the calibration data.
     """
@@ -112,6 +112,8 @@ def write_facts(record: PruningRecord, trainer: Trainer, calibration: Mapping[st
     if trainer.train_dataset is not None:
         record.data["training"] = describe_data(trainer.train_dataset, "training set")
     record.training = training_facts(trainer)
+    # of scoring.ComputeMetrics, which goes on filling it with each evaluation
+    record.metric_sources = getattr(trainer.compute_metrics, "sources", record.metric_sources)
     record.versions, record.device = library_versions(), describe_device(trainer.args.device)
 
 

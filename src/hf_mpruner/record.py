@@ -107,6 +107,11 @@ class PruningRecord:
         confidence (`float`): of the intervals, in 0..1.
         similarity_after (`dict`): `SimilarityMatrix.to_dict()` of the model that was kept, for each stack; empty if it
             was not measured.
+        metric_sources (`dict`): where each value of `Measurement.metrics` came from: key -> `name`, `config`, `arguments` and
+            `library` (`"evaluate 0.4.6"`, `"hf_mpruner"`, or `"user"` for a function of the user's); empty where only
+            the user knows.
+        pipeline_tag (`str`, *optional*): what the Hub calls the task, where the user said more than the model's class
+            does (`"summarization"`).
         best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
     """
 
@@ -130,6 +135,8 @@ class PruningRecord:
     latency: dict[str, Any] = field(default_factory=dict)
     confidence: float = 0.95
     similarity_after: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metric_sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pipeline_tag: str | None = None
     best: dict[str, Any] | None = None
 
     @property

@@ -57,7 +57,7 @@ def build_metadata(
     found = [*datasets, *(part["dataset"] for part in data if part.get("dataset"))]
     values: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": model.pipeline_tag,
+        "pipeline_tag": report.record.pipeline_tag or model.pipeline_tag,
         "license": license,
         "language": [language] if isinstance(language, str) else list(language or ()),
     }

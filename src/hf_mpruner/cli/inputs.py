@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.data import Columns, column_types
+from hf_mpruner.record import PruningRecord
 from hf_mpruner.scoring import LoadedMetric, load_metrics
 from hf_mpruner.tasks import Purpose, Settings, Task
 
@@ -108,6 +110,19 @@ def choose_metric_name(config: PruningConfig, inputs: Inputs) -> PruningConfig:
             f"{', '.join(known)}, or load it from evaluate: --metrics {config.metric}."
         )
     return config
+
+
+def name_data(args: argparse.Namespace, record: PruningRecord, inputs: Inputs) -> None:
+    """Write into the record what the flags say of the data and the task, where the data does not say it itself."""
+    tag = inputs.task.pipeline_tag
+    record.pipeline_tag = None if tag == inputs.task.head.pipeline_tag else tag
+    splits = {"training": args.train_split, "judging": args.eval_split}
+    splits["calibration"] = args.calibration_split or args.train_split
+    named = {} if Path(args.dataset).exists() else {"dataset": args.dataset, "config": args.dataset_config}
+    for role, split in splits.items():
+        if role in record.data:
+            said = {key: value for key, value in {**named, "split": split}.items() if value is not None}
+            record.data[role] = {**record.data[role], **said}
 
 
 def _refuse_unused_labels(args: argparse.Namespace, data: Any, task: Task) -> None:

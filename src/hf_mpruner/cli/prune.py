@@ -93,6 +93,9 @@ def run(args: argparse.Namespace) -> int:
 def _write(args: argparse.Namespace, config: PruningConfig, inputs: Inputs, report: PruningReport) -> None:
     from hf_mpruner.artifacts import write_artifacts
 
+    from .inputs import name_data
+
+    name_data(args, report.record, inputs)
     folder = write_artifacts(
         args.output_dir,
         model=inputs.model,
@@ -189,14 +192,21 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
         trainer = make_trainer(args, config, inputs, train=train, judge=judge, folder=folder)
         config = rehearse(trainer, config, inputs)
         if not trains:
-            return prune_(
+            report = prune_(
                 inputs.model,
                 config,
                 calibration=calibration,
                 processing_class=inputs.processing_class,
                 evaluate=lambda _: strip_prefix(trainer.evaluate(), "eval"),
+                eval_dataset=judge,
             )
-        callback = LayerPruningCallback(trainer, config, calibration=calibration)
-        trainer.add_callback(callback)
-        trainer.train()
-        return callback.report
+            report.record.metric_sources = getattr(trainer.compute_metrics, "sources", {})
+        else:
+            callback = LayerPruningCallback(trainer, config, calibration=calibration)
+            trainer.add_callback(callback)
+            trainer.train()
+            report = callback.report
+    for measured in (report.record.baseline, *(round_.after for round_ in report.record.rounds)):
+        if measured is not None and measured.num_examples is not None:
+            measured.num_examples = inputs.task.count_examples(judge)
+    return report

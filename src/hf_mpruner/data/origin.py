@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 _LABELS = ("label", "labels", "label_ids")
 _HUB_FILE = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<revision>[0-9a-f]{40})/")
@@ -79,7 +79,7 @@ def has_one_label_each(data: Any) -> bool:
 
 def _origin(data: Any) -> dict[str, Any]:
     """What `datasets` knows: the split's name, and the data set on the Hub that the rows were read from."""
-    while isinstance(data, Subset):
+    while not hasattr(data, "info") and hasattr(data, "dataset"):  # torch's Subset, and wrappers like it
         data = data.dataset
     info = getattr(data, "info", None)
     if info is None or not hasattr(data, "split"):

@@ -112,7 +112,13 @@ def make_compute_metrics(
         >>> compute(EvalPrediction(np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([0, 1])))
         {'accuracy': 1.0, 'f1_macro': 1.0}
     """
-    return ComputeMetrics(load_metrics(metrics), decode or _decoder(task, label_names, processing_class))
+    loaded = load_metrics(metrics)
+    if decode is None and task == "text2text-generation" and any(one.source["library"] == OWN for one in loaded):
+        raise ValueError(
+            f"task={task!r}: no metric of texts is computed here. Name one of evaluate, e.g. metrics='rouge' or 'sacrebleu', "
+            "or leave compute_metrics out: the loss decides."
+        )
+    return ComputeMetrics(loaded, decode or _decoder(task, label_names, processing_class))
 
 
 def load_metrics(metrics: Any = None) -> list[LoadedMetric]:

@@ -90,9 +90,12 @@ def _missing(name: str, error: OSError) -> str:
         )
     near = difflib.get_close_matches(name, KNOWN, n=3)
     question = f" Did you mean {' or '.join(repr(known) for known in near)}?" if near and name not in KNOWN else ""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    told = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    reason = (
+        "it is neither here nor on the Hub, as far as that answers" if isinstance(error, FileNotFoundError) else told
+    )
     return (
-        f"No metric '{name}' could be loaded ({type(error).__name__}: {reason[:160]}).{question} Its script comes from the "
+        f"No metric '{name}' could be loaded: {reason}.{question} Its script comes from the "
         f"Hub (Space {name if '/' in name else 'evaluate-metric/' + name}). Without a network name a folder that holds it "
         "(./metrics/mine), or pass an evaluate.EvaluationModule in Python."
     )

@@ -65,6 +65,10 @@ class QuestionAnswering(Task):
         """F1 of words decides."""
         return ("f1", "exact_match")
 
+    def count_examples(self, judge: Any) -> int:
+        """Questions, of which long contexts make several windows."""
+        return len(judge.wanted)
+
     def make_scorer(
         self, model: PreTrainedModel, processing_class: Any, judge: Any, metrics: Sequence[LoadedMetric] = ()
     ) -> ComputeMetrics | None:
@@ -155,15 +159,15 @@ class JudgedWindows(TorchDataset):
 
     def __init__(self, windows: Any, rows: Any, columns: Columns) -> None:
         """Keep what the Trainer would drop."""
-        self.windows = windows.remove_columns(["row", "none", "offsets"])
+        self.dataset = windows.remove_columns(["row", "none", "offsets"])
         self.contexts, self.wanted = list(rows[columns.inputs[1]]), list(rows[str(columns.label)])
         self.row_of, self.none_at, self.offsets = (list(windows[name]) for name in ("row", "none", "offsets"))
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.windows[index]
+        return self.dataset[index]
 
     def read_answers(self, starts: np.ndarray, ends: np.ndarray) -> list[str]:
         """The answer to each row's question.

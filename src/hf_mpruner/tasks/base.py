@@ -120,6 +120,10 @@ class Task:
         """What is measured without being asked for, computed by hf_mpruner beside the loss; the first decides."""
         return ()
 
+    def count_examples(self, judge: Any) -> int:
+        """How many examples the prepared data that judges stands for."""
+        return len(judge)
+
     def make_scorer(
         self, model: PreTrainedModel, processing_class: Any, judge: Any, metrics: Sequence[LoadedMetric] = ()
     ) -> ComputeMetrics | None:
