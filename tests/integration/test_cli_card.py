@@ -55,7 +55,7 @@ def contents(folder):
 def test_the_folder_comes_out_as_it_was(folder, run):
     before = contents(folder)
     code, out, err = run(folder)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"Next: hf-mpruner push {folder} NAMESPACE/NAME\n")
     assert contents(folder) == before
     assert str(folder / "README.md") in out.splitlines()
     assert str(folder / "plots" / "layers.png") in out.splitlines()
@@ -83,7 +83,7 @@ def test_metadata_of_the_user(folder, run):
         "google-bert/bert-base-cased",
     ]
     code, _, err = run(folder, *words, "--repo_id", "ann/tiny")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"Next: hf-mpruner push {folder} ann/tiny\n")
     text = (folder / "README.md").read_text()
     metadata = read_metadata(text)
     assert (metadata["license"], metadata["language"]) == ("mit", ["en", "no"])

@@ -309,6 +309,19 @@ def test_the_plan_is_replayed_by_the_code(tmp_path, monkeypatch, make_bert):
     )
 
 
+def test_training_is_named_only_where_there_was_some():
+    told = "without the training that followed it:"
+    assert told in render()
+    report = full_report()
+    for round_ in report.rounds:
+        round_.recovery_seconds = round_.decided_at_step = 0
+    card = render(report)
+    assert told not in card
+    assert "The same cut on a fresh copy of the original model:\n" in card
+    assert "Nothing trained between a cut and its verdict." in card
+    assert "AdamW" not in card.partition("<details><summary>All settings")[0]
+
+
 def test_without_a_base_on_the_hub_the_code_says_what_is_missing(make_bert):
     report = full_report(source_model=None)
     card = render(report)

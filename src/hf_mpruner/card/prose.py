@@ -68,6 +68,11 @@ def kept_now(record: PruningRecord) -> dict[str, list[int]]:
     return record.pending.kept if record.pending else record.kept
 
 
+def has_trained(report: PruningReport) -> bool:
+    """Whether anything trained between a cut and its verdict."""
+    return any(round_.recovery_seconds > 0 or round_.decided_at_step > 0 for round_ in report.rounds)
+
+
 def _is_dated(record: PruningRecord, base_model: str) -> bool:
     return bool(record.source_revision) and base_model == record.source_model
 
@@ -185,7 +190,7 @@ def recovery_lines(report: PruningReport, config: PruningConfig | None) -> list[
         lines.append(f"Settings that are not hf\\_mpruner's own defaults: {settings(changed)}.")
     if not report.rounds:
         return lines
-    if all(round_.recovery_seconds == 0 and round_.decided_at_step == 0 for round_ in report.rounds):
+    if not has_trained(report):
         lines.append("Nothing trained between a cut and its verdict.")
     elif told := {
         key: value for key, value in record.training.items() if key in _WORTH_TELLING and value != _WORTH_TELLING[key]
@@ -213,7 +218,7 @@ def limits(report: PruningReport, config: PruningConfig | None, base_model: str 
             "would say how much."
         )
     said += _noise(kept, after, record)
-    if kept is not None and kept.decided_at_step and not (config and config.stop_when_done):
+    if measured and kept is not None and kept.decided_at_step and not (config and config.stop_when_done):
         said.append(
             f"It was measured at training step {kept.decided_at_step:,}. If training went on after that, the weights are "
             "newer than the numbers."

@@ -20,7 +20,18 @@ from .check import check_card, is_hub_id
 from .facts import ModelFacts
 from .front import BEGIN, END, dump_yaml, written_note
 from .metadata import build_metadata
-from .prose import all_settings, data_lines, headlines, kept_now, limits, opening, recovery_lines, stack_rows, state
+from .prose import (
+    all_settings,
+    data_lines,
+    has_trained,
+    headlines,
+    kept_now,
+    limits,
+    opening,
+    recovery_lines,
+    stack_rows,
+    state,
+)
 from .snippets import replay_snippet, usage_snippet
 from .words import code, plain
 
@@ -108,6 +119,7 @@ def _values(
         "limits": limits(report, config, base),
         "replay": replay_snippet(model, source, base, revision) if removed and not record.pending else "",
         "command": _apply_command(source, base, revision) if removed and base and not record.pending else "",
+        "trained": has_trained(report),
         "versions": _versions(report),
     }
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output import add_format, say, show
+from .output import add_format, command_line, say, show
 from .parser import UsageError
 
 if TYPE_CHECKING:
@@ -177,3 +177,5 @@ def _say_more(args: argparse.Namespace, text: str, wanted: dict[str, Any], name:
         say(args, f"Warning: {error} It was there before; correct it by hand.")
     if args.dry_run:
         say(args, "Dry run: nothing was written. Leave --dry_run out to write it.")
+    elif not args.output:
+        say(args, f"Next: {command_line('push', args.folder, args.repo_id or 'NAMESPACE/NAME')}")
