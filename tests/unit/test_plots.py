@@ -136,6 +136,15 @@ def test_points_lie_where_they_were_measured(size, factor):
     assert any(line.get_linestyle() == "--" and line.get_ydata()[0] == pytest.approx(0.92) for line in ax.lines)
 
 
+def test_billions_of_parameters_are_labelled_b():
+    depths = {"h": 4}
+    report = build_report(depths, [({"h": [0, 1]}, "accepted", 0.93)])
+    report.record.baseline.parameters, report.record.rounds[0].after.parameters = 7_000_000_000, 4_000_000_000
+    figure = draw_metric(metric_curve(report.record))
+    labels = [label.get_text() for label in figure.get_axes()[0].get_xticklabels()]
+    assert labels == ["4B", "5B", "6B", "7B"]
+
+
 def test_without_intervals_there_are_no_bars():
     assert not draw_metric(metric_curve(bert_report().record)).get_axes()[0].containers
 

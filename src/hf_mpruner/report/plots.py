@@ -25,6 +25,7 @@ from .series import (
     middles,
     short_names,
 )
+from .words import count_labels, nice_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -255,8 +256,13 @@ def draw_metric(curve: MetricCurve, size: Size = "parameters") -> Figure:
             "worst value allowed", (1, curve.limit), xycoords=("axes fraction", "data"), fontsize=8, ha="right",
             xytext=(-4, -11 if curve.greater_is_better else 4), textcoords="offset points", color=_INK,
         )  # fmt: skip
-    ax.xaxis.set_major_formatter(EngFormatter(unit="B" if size == "bytes" else "", sep=" " if size == "bytes" else ""))
     ax.margins(0.12)
+    if size == "bytes":
+        ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    else:  # billions are B there, not G
+        low, high = ax.get_xlim()
+        ticks = [tick for tick in nice_ticks(low, high, 6) if low <= tick <= high]
+        ax.set_xticks(ticks, count_labels(ticks))
     ax.set_xlabel("size" if size == "bytes" else "parameters")
     ax.set_ylabel(curve.metric)
     notes = ["hollow: rejected"] if curve.has_rejected else []
