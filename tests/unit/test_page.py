@@ -84,6 +84,7 @@ FULL = {
         "judging": {"dataset": "dair-ai/emotion", "split": "validation", "num_examples": 2000},
         "calibration": {"source": "sample of the training set", "num_examples": 512},
     },
+    "latency": {"batch_size": 32, "shape": {"input_ids": [32, 128]}, "dtype": "float32"},
     "config": PruningConfig(max_metric_drop=0.02, protect=["0"]).to_dict(),
 }  # fmt: skip
 
@@ -220,7 +221,7 @@ def test_all_facts_are_there():
     assert {
         ("base model", "google-bert/bert-base-uncased"), ("revision", "86b5e09"), ("device", "one CPU"),
         ("python", "3.11.9"), ("torch", "2.13.0"), ("learning rate", "2e-05"), ("threshold", "0.98"), ("protect", "0"),
-        ("stop when done", "no"), ("Judging rounds", "dair-ai/emotion, 2,000 examples, split validation"),
+        ("stop when done", "no"), ("shape", "input_ids 32 x 128"), ("Judging rounds", "dair-ai/emotion, 2,000 examples, split validation"),
         ("Choosing layers", "sample of the training set, 512 examples"),
     } <= facts  # fmt: skip
     text = page.text

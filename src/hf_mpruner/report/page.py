@@ -227,7 +227,7 @@ def _groups(record: PruningRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Model and machine", run),
         ("Data", [(use, facts) for use, facts in data if facts]),
         ("Other measured values", metrics),
-        ("Latency", _plain(record.latency)),
+        ("Latency", _plain({**record.latency, "shape": _shapes(record.latency.get("shape"))})),
         ("Recovery training", _plain(record.training)),
         ("Settings", _plain(record.config)),
         ("Versions", _plain(record.versions)),
@@ -250,6 +250,13 @@ def _metrics(record: PruningRecord) -> list[tuple[str, str]]:
         return []
     both = [name for name in before.metrics if name in after.metrics and name != record.metric]
     return [(name, _change(f"{before.metrics[name]:.4f}", f"{after.metrics[name]:.4f}")) for name in both]
+
+
+def _shapes(shapes: Any) -> str:
+    """Shapes of inputs by name, e.g. `input_ids 32 x 128`."""
+    if not isinstance(shapes, Mapping):
+        return _text(shapes)
+    return ", ".join(f"{name} {_text(shape).replace(', ', ' x ')}" for name, shape in shapes.items())
 
 
 def _plain(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
