@@ -166,6 +166,22 @@ CASES = {
 }  # fmt: skip
 
 
+WITH_XET = ("429", "lost acknowledgement", "race")  # with it on, `upload_folder` would make several commits of a push
+
+
+@pytest.mark.parametrize("what", WITH_XET)
+def test_one_commit_whatever_xet_does(hub, xet_client, folder, name, what):
+    hub.uploads = "regular"
+    repo = hub.add_repo(name, {"README.md": HAND})
+    for method, path, rule in CASES[what].faults:
+        before = {"before": lambda: repo.write({"README.md": RACED})} if what == "race" else {}
+        hub.faults.add(method, path, **{**rule, **before})
+    pushed = xet_client.call(push, folder=str(folder), repo_id=name)
+    assert (xet_client.waits, pushed["commit"]) == (CASES[what].waits, repo.at("main").oid)
+    assert len(repo.history()) == 3 + (what == "race")
+    assert (b"Newer words" if what == "race" else b"Words of a person") in repo.files()["README.md"]
+
+
 def listing(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -21,6 +21,7 @@ from hf_mpruner.errors import MPrunerError, PlanMismatchError
 from hf_mpruner.plan import PLAN_NAME, PruningPlan, StackPlan
 from hf_mpruner.publish import Target, push_command, read_folder
 from hf_mpruner.publish.compare import make_inputs
+from hf_mpruner.report import PruningReport
 from push_kit import LAYER_STACK, write_folder
 
 
@@ -94,7 +95,7 @@ BAD = {
     "another type's plan": (
         with_plan(stacks=KEPT, model_type="t5"),
         PlanMismatchError,
-        "The plan is for a model of type 't5', the weights are of a 'bert'",
+        "The plan is for a model of type 't5', the model is a 'bert'",
     ),
     "another stack": (
         with_plan(stacks={"encoder.block": StackPlan(4, (0, 2))}),
@@ -104,12 +105,12 @@ BAD = {
     "another depth": (
         with_plan(stacks={LAYER_STACK: StackPlan(6, (0, 1, 2))}),
         PlanMismatchError,
-        "The plan leaves 3 of 6 layers in 'bert.encoder.layer', the weights have 2. It is another model's",
+        "The plan leaves 3 of 6 layers in 'bert.encoder.layer', the model has 2. It is another model's",
     ),
     "a plan that was not applied": (
         with_plan(stacks={LAYER_STACK: StackPlan(2, (0,))}),
         PlanMismatchError,
-        "the weights have 2. It was not applied: hf-mpruner apply does",
+        "the model has 2. It was not applied: hf-mpruner apply does",
     ),
     "config of another depth": (
         lambda folder: rewrite(folder / "config.json", lambda values: values.update(num_hidden_layers=3)),
@@ -127,7 +128,7 @@ BAD = {
             lambda values: values.update(architectures=["OurBert"], auto_map={"AutoModel": "code.OurBert"}),
         ),
         ValueError,
-        "It brings code of its own: pass --trust_remote_code",
+        "It brings code of its own. Look at it, then pass --trust_remote_code",
     ),
 }
 
@@ -142,6 +143,16 @@ def test_folders_that_are_refused(folder, what):
         assert str(folder) in str(found.value)
 
 
+def test_a_config_with_code_of_its_own(folder):
+    code = {"model_type": "ours", "auto_map": {"AutoConfig": "code.OurConfig"}}
+    rewrite(folder / "config.json", lambda values: values.update(code))
+    (folder / "code.py").write_text("raise SystemExit('was run')")
+    with pytest.raises(
+        ValueError, match=rf"'{folder}' holds a model with code of its own\. Look at it, then pass --trust"
+    ):
+        read_folder(folder)
+
+
 def test_a_record_of_another_run(folder):
     assert (folder / "pruning_record.json").is_file()
     rewrite(folder / "pruning_record.json", lambda values: values["rounds"].clear())
@@ -152,6 +163,20 @@ def test_a_record_of_another_run(folder):
 def test_a_model_in_memory_needs_its_report(make_bert):
     with pytest.raises(ValueError, match="report=None: a BertForSequenceClassification in memory does not know"):
         push_pruned_model(make_bert(), "ann/bert")
+
+
+def test_a_report_of_another_model(folder, make_bert):
+    report = PruningReport.load(folder)
+    with pytest.raises(
+        PlanMismatchError, match=r"leaves 2 of 4 layers in 'bert\.encoder\.layer', the model has 4\. It was"
+    ):
+        push_pruned_model(make_bert(), "ann/bert", report=report)
+
+
+@pytest.mark.parametrize("name", ["report", "config", "processing_class", "output_dir"])
+def test_a_folder_has_its_own(folder, name):
+    with pytest.raises(ValueError, match=rf"{name} is for a model in memory; of a folder.*Leave {name} out"):
+        push_pruned_model(folder, "ann/bert", **{name: PruningReport.load(folder)})
 
 
 def test_a_path_is_no_repository(folder, make_bert):

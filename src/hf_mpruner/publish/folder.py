@@ -35,6 +35,7 @@ _NOT_SENT = (
     "__pycache__",
     "*.tmp",
 )
+_TRUST = "Look at it, then pass --trust_remote_code (trust_remote_code=True) to run it."
 _SCRUBBED_BYTES = 20_000_000
 
 
@@ -90,7 +91,7 @@ class ModelFolder:
             PlanMismatchError: if the plan leaves other layers than there are.
             MPrunerError: if it does not load whole.
         """
-        _check_fits(self.load(), self.plan)
+        check_fits(self.load(), self.plan)
 
     def contents(self, secrets: Secrets) -> dict[str, Path | bytes]:
         """What is sent under each name, once nothing private is in it; local paths are taken out of JSON files.
@@ -132,7 +133,12 @@ def read_folder(folder: str | os.PathLike[str], *, trust_remote_code: bool = Fal
     plan = PruningPlan.from_pretrained(root)
     report = PruningReport.load(root) if REPORT_NAME in files else None
     _check_one_run(root, files, plan, report)
-    config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if trust_remote_code or "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(f"'{root}' holds a model with code of its own. {_TRUST}") from error
     return ModelFolder(root, files, config, find_class(config, root, trust_remote_code), plan, report)
 
 
@@ -157,11 +163,7 @@ def find_class(config: PreTrainedConfig, folder: Path, trust_remote_code: bool =
     if name is not None and hasattr(transformers, name):
         found = getattr(transformers, name)
         return found
-    hint = (
-        "It brings code of its own: pass --trust_remote_code (trust_remote_code=True) to run it."
-        if own
-        else ("Save it with model.save_pretrained(folder).")
-    )
+    hint = f"It brings code of its own. {_TRUST}" if own else "Save it with model.save_pretrained(folder)."
     raise ValueError(f"The config in '{folder}' names the class {name!r}, which transformers does not have. {hint}")
 
 
@@ -222,11 +224,15 @@ def _check_one_run(root: Path, files: tuple[str, ...], plan: PruningPlan, report
             )
 
 
-def _check_fits(model: PreTrainedModel, plan: PruningPlan) -> None:
-    """The model has as many layers as the plan leaves, in each stack."""
+def check_fits(model: PreTrainedModel, plan: PruningPlan) -> None:
+    """Compare the layers that a model has with those that a plan leaves.
+
+    Raises:
+        PlanMismatchError: if they differ in any stack, or the plan is for another type of model.
+    """
     if plan.model_type is not None and plan.model_type != model.config.model_type:
         raise PlanMismatchError(
-            f"The plan is for a model of type '{plan.model_type}', the weights are of a '{model.config.model_type}'. Put "
+            f"The plan is for a model of type '{plan.model_type}', the model is a '{model.config.model_type}'. Put "
             f"the plan of this model into {PLAN_NAME}."
         )
     for path, stack in plan.stacks.items():
@@ -242,7 +248,7 @@ def _check_fits(model: PreTrainedModel, plan: PruningPlan) -> None:
         if depth != len(stack.kept):
             hint = "It was not applied: hf-mpruner apply does." if depth == stack.depth else "It is another model's."
             raise PlanMismatchError(
-                f"The plan leaves {len(stack.kept)} of {stack.depth} layers in '{path}', the weights have {depth}. {hint}"
+                f"The plan leaves {len(stack.kept)} of {stack.depth} layers in '{path}', the model has {depth}. {hint}"
             )
 
 

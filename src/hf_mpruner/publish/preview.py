@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 
 from huggingface_hub.errors import RevisionNotFoundError
 
-from hf_mpruner.hub import WEIGHTS, Remote, Secrets, find_remote, patiently
+from hf_mpruner.hub import WEIGHTS, Remote, find_remote, patiently
 
 from .folder import CARD, read_folder
-from .push import Target, check_target_of
+from .push import Target, check_target_of, secrets_for
 from .readme import make_card
 
 
@@ -57,7 +57,7 @@ def preview_push(
     found = read_folder(folder, trust_remote_code=target.trust_remote_code)
     full = check_target_of(found, repo_id, target, token)
     found.check_weights()
-    secrets = Secrets.of_machine(extra_paths=[folder])
+    secrets = secrets_for(folder, token)
     contents = found.contents(secrets)
     sizes = {
         name: len(content) if isinstance(content, bytes) else content.stat().st_size

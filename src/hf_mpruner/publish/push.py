@@ -23,7 +23,7 @@ from hf_mpruner.report import PruningReport
 
 from .compare import compare_pushed
 from .destination import MAIN, check_destination, check_not_taken
-from .folder import CARD, ModelFolder, read_folder
+from .folder import CARD, ModelFolder, check_fits, read_folder
 from .readme import make_card
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def push_pruned_model(
     """
     target = Target(private, revision, create_pr, overwrite, check, trust_remote_code)
     if isinstance(model_or_folder, str | os.PathLike):
+        _check_alone(report=report, config=config, processing_class=processing_class, output_dir=output_dir)
         return _push_folder(Path(model_or_folder), repo_id, target, inputs, token)
     check_repo_id(repo_id)
     check_target(revision, create_pr)
@@ -102,6 +103,7 @@ def push_pruned_model(
             f"report=None: a {type(model_or_folder).__name__} in memory does not know how it was pruned. Pass "
             "report=callback.report, or what prune_ returned; or push the folder that holds it."
         )
+    check_fits(model_or_folder, report.plan)
     full = _check_destination(repo_id, target, model_or_folder.config.model_type, report.record.source_model, token)
     folder, stays = _staging(full, output_dir)
     _write(folder, model_or_folder, processing_class, report, config)
@@ -109,6 +111,14 @@ def push_pruned_model(
     if not stays and pushed.card not in ("unknown", "refused"):
         shutil.rmtree(folder, ignore_errors=True)
     return pushed
+
+
+def _check_alone(**beside: Any) -> None:
+    if given := [name for name, value in beside.items() if value is not None]:
+        raise ValueError(
+            f"{given[0]} is for a model in memory; of a folder, what lies in it is pushed. Leave {given[0]} out, or pass "
+            "the model."
+        )
 
 
 def push_command(folder: str | os.PathLike[str], repo_id: str, target: Target) -> str:
@@ -130,7 +140,7 @@ def _write(
     folder: Path, model: PreTrainedModel, processing_class: Any, report: PruningReport, config: PruningConfig | None
 ) -> None:
     """Everything of a model in memory, whole or not at all."""
-    settings = config if config is not None else _settings_of(report)
+    settings = config or (PruningConfig.from_dict(report.record.config) if report.record.config else None)
     try:
         write_artifacts(folder, model=model, processing_class=processing_class, report=report, config=settings)
     except Exception as error:
@@ -152,7 +162,7 @@ def _push_folder(
     try:
         full = check_target_of(found, repo_id, target, token)
         found.check_weights()
-        secrets = Secrets.of_machine(extra_paths=[folder])
+        secrets = secrets_for(folder, token)
         contents = found.contents(secrets)
         pushed = commit_files(
             full,
@@ -185,6 +195,11 @@ def _push_folder(
     return pushed
 
 
+def secrets_for(folder: str | os.PathLike[str], token: str | bool | None) -> Secrets:
+    """What must not be in a folder that is pushed with a token."""
+    return Secrets.of_machine(extra_paths=[folder], extra_tokens=[token if isinstance(token, str) else None])
+
+
 def check_target_of(found: ModelFolder, repo_id: str, target: Target, token: str | bool | None) -> str:
     """Ask whether a folder may go there; the repository's name with its namespace."""
     return _check_destination(repo_id, target, found.config.model_type, found.plan.source_model, token)
@@ -213,10 +228,6 @@ def _allowed(found: ModelFolder, target: Target) -> Callable[[Any], None] | None
 
 def _finish(folder: Path, repo_id: str, target: Target) -> str:
     return f"The complete folder is '{folder}'. To finish: {push_command(folder, repo_id, target)}"
-
-
-def _settings_of(report: PruningReport) -> PruningConfig | None:
-    return PruningConfig.from_dict(report.record.config) if report.record.config else None
 
 
 def _staging(repo_id: str, output_dir: str | os.PathLike[str] | None) -> tuple[Path, bool]:
