@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from transformers import TrainerCallback
 
 from hf_mpruner.record import PruningRecord
-from trainer_kit import STACK, add, assert_same, begun_at, build_trainer, everything
+from trainer_kit import STACK, add, assert_same, begun_at, build_trainer, everything, facts_of
 
 # Of the model that is evaluated, by its depth: four layers to one is rejected, to two accepted, two to one rejected.
 BY_DEPTH = {4: 0.9, 2: 0.89, 1: 0.5}
@@ -72,6 +72,7 @@ def ended(trainer, callback, folder):
         folder=folder,
         everything=everything(trainer),
         verdicts=verdicts(callback),
+        record=facts_of(callback.record),
         rates=[group["lr"] for group in trainer.optimizer.param_groups],
         step=trainer.state.global_step,
         best=[getattr(trainer.state, name) for name in ("best_metric", "best_global_step", "best_model_checkpoint")],
@@ -103,6 +104,8 @@ def assert_resumes(make_bert, whole, out, step, **settings):
     resumed = ended(trainer, callback, out)
     assert begun_at(trainer) == step
     assert resumed.verdicts == whole.verdicts
+    assert resumed.record == whole.record
+    assert resumed.record["similarity_after"]
     assert_same(whole.everything, resumed.everything)
     assert (resumed.step, resumed.rates) == (whole.step, whole.rates)
     return trainer, callback

@@ -88,6 +88,21 @@ def add(trainer, **config):
     return callback
 
 
+# What differs between two runs that are equal to the bit.
+TIMES = ("evaluation_seconds", "latency_seconds", "analysis_seconds", "recovery_seconds")
+
+
+def facts_of(record):
+    """All that a record says, as JSON, but how long it took; that something was timed stays."""
+
+    def timeless(values):
+        if isinstance(values, dict):
+            return {key: value is not None if key in TIMES else timeless(value) for key, value in values.items()}
+        return [timeless(value) for value in values] if isinstance(values, list | tuple) else values
+
+    return timeless(record.to_dict())
+
+
 def everything(trainer):
     """All that a rollback must restore, as comparable values: weights, flags, config, optimizer, structure."""
     model, optimizer = trainer.model, trainer.optimizer

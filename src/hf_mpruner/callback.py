@@ -268,7 +268,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
             elif not engine.done:
                 # the weights do not change until the next epoch begins, so its round can be planned now
                 with self._workbench().aside():
-                    engine.plan_round()
+                    engine.plan_round(state.global_step)
             control.should_training_stop = control.should_training_stop or engine.done
 
     def on_train_end(
@@ -279,6 +279,8 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         if engine.pending:
             self._decide(state)
         engine.stop("the training ended")
+        with self._workbench().aside():
+            engine.measure_kept(step=None if args.load_best_model_at_end else state.global_step)
         self._recovery().close()
         if args.should_save and engine.record.baseline is not None and args.output_dir is not None:
             self.plan.save_pretrained(args.output_dir)
@@ -292,7 +294,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
             scaler = self._bound().accelerator.scaler
             number = len(engine.record.rounds)
             engine.measure_baseline()
-            if engine.plan_round() is not None:
+            if engine.plan_round(state.global_step) is not None:
                 self._recovery().prepare(engine.record, engine.runtime)
             cut = engine.start_round(optimizer, scheduler, scaler=scaler, step=state.global_step)
         if cut:

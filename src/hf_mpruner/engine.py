@@ -126,7 +126,7 @@ class PruningEngine:
 
     def reopen(self) -> None:
         """Go on with the same record, e.g. in a second call of `Trainer.train`; what was measured is measured anew."""
-        self.record.stopped = None
+        self.record.stopped, self.record.similarity_after = None, {}
         self.record.granularity = self.config.granularity
         self._next = None
         self._planner.forget()
@@ -136,15 +136,28 @@ class PruningEngine:
         if self.record.baseline is None:
             self._judge.set_baseline(self.record, self._size())
 
-    def plan_round(self) -> RoundPlan | None:
+    def measure_kept(self, *, step: int | None = 0) -> None:
+        """At the end of a run: the similarities of the model that was kept, for the record.
+
+        Args:
+            step (`int`, *optional*): the training step; `None` if other weights were loaded since.
+        """
+        if not self.pending and self.record.baseline is not None:
+            with self.runtime.attempt("measuring the model that was kept"):
+                self.record.similarity_after = self._planner.measure_kept(self.record, step)
+
+    def plan_round(self, step: int = 0) -> RoundPlan | None:
         """Measure (unless nothing changed since) and plan the next round; `None` and `done` if there is none.
 
         The main process's plan holds on every process.
+
+        Args:
+            step (`int`): the training step.
         """
         if self._next is not None or self.done:
             return self._next
         with self.runtime.together("planning a round"):
-            following = self._planner.plan(self.record)
+            following = self._planner.plan(self.record, step)
         following = self.runtime.broadcast(following)
         if isinstance(following, str):
             self.stop(following)
@@ -174,7 +187,7 @@ class PruningEngine:
         if self.pending:
             raise MPrunerError("A cut is waiting for its verdict: call decide() before the next round.")
         self.measure_baseline()
-        while (following := self._plan_and_time()) is not None:
+        while (following := self._plan_and_time(step)) is not None:
             round_ = new_round(following, self.record, self._size(), step)
             refusal = self._cut_together(following.plan, optimizer, scheduler, scaler)
             if refusal is not None or self.cut is None:
@@ -185,9 +198,9 @@ class PruningEngine:
             return True
         return False
 
-    def _plan_and_time(self) -> RoundPlan | None:
+    def _plan_and_time(self, step: int) -> RoundPlan | None:
         """Plan the next round; the uncut model is timed after it was measured, whose first batch is at hand then."""
-        following, baseline = self.plan_round(), self.record.baseline
+        following, baseline = self.plan_round(step), self.record.baseline
         uncut = all(len(layers) == self.record.depths[path] for path, layers in self.record.kept.items())
         if baseline is not None and baseline.latency_seconds is None and uncut and not self._baseline_is_timed:
             self._baseline_is_timed = True
@@ -325,7 +338,7 @@ class PruningEngine:
     def _reject(self, round_: Round, following: RoundPlan) -> None:
         round_.verdict = "rejected"
         self._next = None
-        self._planner.reject(following.plan)
+        self._planner.reject(following.plan, round_.decided_at_step)
         self.record.granularity = round_.granularity + 1
         if self.record.granularity > self.config.max_granularity:
             verb = "refused" if round_.refused else "rejected"

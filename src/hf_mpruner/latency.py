@@ -54,15 +54,11 @@ def time_forward(
     runtime = runtime or SingleProcess()
     repeats = record.latency.get("repeats")
     found: tuple[float, dict[str, Any]] | None = None
-    if runtime.equal_forwards:
-        # not caught: who failed alone would leave the others waiting in the middle of a pass
-        with runtime.together("timing the model"):
+    with runtime.attempt("timing the model"):
+        if runtime.equal_forwards:
             found = _time(model, batch, repeats, mixed_precision, runtime)
-    elif runtime.is_main_process:
-        try:
+        elif runtime.is_main_process:
             found = _time(model, batch, repeats, mixed_precision, SingleProcess())
-        except Exception as error:
-            logger.warning("The latency could not be measured and is left out: %s: %s", type(error).__name__, error)
     found = runtime.broadcast(found)
     if found is None:
         return

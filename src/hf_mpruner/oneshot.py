@@ -105,6 +105,7 @@ def _run_rounds(engine: PruningEngine, *, is_judged: bool) -> None:
             engine.decide()
             if not is_judged:
                 engine.stop("one round was asked for: without evaluate nothing can judge a second one")
+        engine.measure_kept()
 
 
 def _judged(metric: str, eval_dataset: Any) -> Judged:

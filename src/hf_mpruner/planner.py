@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .architectures import BlockStack, find_block_stacks
 from .clusters import LayerCluster, find_clusters
@@ -65,6 +65,7 @@ class RoundPlanner:
         self.model, self.config = model, config
         self._measure = measure
         self._measured: tuple[dict[str, SimilarityMatrix], float] | None = None
+        self._measured_at: int | None = None  # the step of the training at which the model is as measured
         self._rejected: list[dict[str, tuple[int, ...]]] = []
         if record is not None:
             self.depths = dict(record.depths)
@@ -82,11 +83,15 @@ class RoundPlanner:
                 "leave at least one layer after layer 0 out of protect."
             )
 
-    def plan(self, record: PruningRecord) -> RoundPlan | str:
+    def plan(self, record: PruningRecord, step: int = 0) -> RoundPlan | str:
         """Plan the next round, from `record.granularity` on.
 
         The model is measured only if it changed since. A cut that was rejected or refused from this very model is not
         tried again under a coarser k.
+
+        Args:
+            record (`PruningRecord`): the run so far.
+            step (`int`): of the training.
 
         Returns:
             `RoundPlan`, or in words why there is none.
@@ -95,16 +100,13 @@ class RoundPlanner:
             return f"max_rounds={self.config.max_rounds} reached"
         if all(len(layers) == 1 for layers in record.kept.values()):
             return "one layer is left in every stack"
-        # a stack that is down to one layer is no stack any more, so some may be missing
-        try:
-            stacks = [stack for stack in find_block_stacks(self.model) if stack.path in self.depths]
-        except UnsupportedArchitectureError as error:
-            return f"no stack can be cut any further: {' '.join(str(error).split())}"
-        if not stacks:
-            return f"no stack of {', '.join(self.depths)} can be cut any further"
+        stacks = self._find_stacks()
+        if isinstance(stacks, str):
+            return stacks
         if self._measured is None:
             started = time.perf_counter()
             self._measured = (self._measure(stacks), time.perf_counter() - started)
+            self._measured_at = step
         matrices, seconds = self._measured
         clusters = {
             path: find_clusters(matrix, threshold=self.config.threshold, linkage=self.config.linkage)
@@ -126,9 +128,33 @@ class RoundPlanner:
             return f"rejected up to granularity {self.config.max_granularity}"
         return "the layers that are alike are protected or pinned"
 
-    def reject(self, plan: PruningPlan) -> None:
+    def measure_kept(self, record: PruningRecord, step: int | None) -> dict[str, dict[str, Any]]:
+        """Similarities of the model as it is, in the original numbering; measured only if it changed since the last time.
+
+        Args:
+            record (`PruningRecord`): of a run that has ended.
+            step (`int`, *optional*): of the training; `None` if its weights were replaced.
+
+        Returns:
+            `dict`: for each stack that still is one `SimilarityMatrix.to_dict()`.
+        """
+        if self._measured is not None and self._measured_at == step:
+            return _original_similarity(self._measured[0], record.kept)
+        stacks = self._find_stacks()
+        return {} if isinstance(stacks, str) else _original_similarity(self._measure(stacks), record.kept)
+
+    def reject(self, plan: PruningPlan, step: int = 0) -> None:
         """Do not plan this cut again; the model is as it was, so what was measured still holds."""
         self._rejected.append(plan.kept)
+        self._measured_at = step
+
+    def _find_stacks(self) -> list[BlockStack] | str:
+        """The stacks that may be cut, or in words why there is none; one that is down to one layer is no stack any more."""
+        try:
+            stacks = [stack for stack in find_block_stacks(self.model) if stack.path in self.depths]
+        except UnsupportedArchitectureError as error:
+            return f"no stack can be cut any further: {' '.join(str(error).split())}"
+        return stacks or f"no stack of {', '.join(self.depths)} can be cut any further"
 
     def _adopt(self, record: PruningRecord) -> None:
         """Know what a run knew that is gone on with: what was measured and rejected since the last accepted cut.
@@ -146,6 +172,7 @@ class RoundPlanner:
                 matrices = {path: SimilarityMatrix.from_dict(values) for path, values in round_.similarity.items()}
                 live = {path: replace(one, layers=tuple(range(len(one.layers)))) for path, one in matrices.items()}
                 self._measured = (live, round_.analysis_seconds)
+                self._measured_at = round_.decided_at_step if round_.verdict == "rejected" else None
 
     def forget(self) -> None:
         """The model changed: what was measured and rejected no longer holds."""
@@ -208,6 +235,12 @@ def new_round(following: RoundPlan, record: PruningRecord, size: Measurement, st
         started_at_step=step,
         analysis_seconds=following.analysis_seconds,
     )
+
+
+def _original_similarity(
+    matrices: Mapping[str, SimilarityMatrix], original: Mapping[str, list[int]]
+) -> dict[str, dict[str, Any]]:
+    return {path: replace(matrix, layers=tuple(original[path])).to_dict() for path, matrix in matrices.items()}
 
 
 def _original_clusters(

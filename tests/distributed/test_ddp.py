@@ -48,6 +48,10 @@ def assert_like_one(output: Path, found: Found, alone: tuple[str, Any, Any]) -> 
         for values, round_ in zip(one[optim]["similarity"], record.rounds, strict=True):
             expected = torch.tensor(round_.similarity[STACK]["values"])
             assert (torch.tensor(values) - expected).abs().max() < 1e-6
+        assert one[optim]["after"].keys() == record.similarity_after.keys()
+        for path, matrix in record.similarity_after.items():  # of the model that was kept
+            assert (torch.tensor(one[optim]["after"][path]) - torch.tensor(matrix["values"])).abs().max() < 1e-6
+        assert all(None not in seconds for seconds in one[optim]["seconds"])
     first = torch.tensor(record.rounds[0].similarity[STACK]["values"], dtype=torch.float64)
     measured = torch.tensor(found[0][optim]["similarity"][0], dtype=torch.float64)
     assert (measured - first).abs().max() < 1e-12  # of weights that are the same bits

@@ -50,6 +50,7 @@ def die() -> None:
 def live(folder: Path) -> None:
     """One life: four layers to one is rejected, to two accepted, two to one rejected."""
     from cycles_kit import Maker, prune, rounds_of
+    from trainer_kit import facts_of
 
     maker = Maker(folder / "training")
     report = prune(maker, str(folder.parent / "source"), folder / "out", start_epoch=1)
@@ -58,6 +59,7 @@ def live(folder: Path) -> None:
         total.update(name.encode() + tensor.numpy().tobytes())
     result = {"weights": total.hexdigest(), "rounds": rounds_of(report.record), "trainings": len(maker.paths) - 1}
     result["files"] = sorted(str(p.relative_to(folder / "out")) for p in (folder / "out").rglob("*"))
+    result["record"] = facts_of(report.record)
     (folder / "result.json").write_text(json.dumps(result))
 
 

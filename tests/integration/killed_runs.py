@@ -39,7 +39,7 @@ def live(folder: Path, place: str) -> None:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from trainer_kit import STACK, add, begun_at, build_trainer
+    from trainer_kit import STACK, add, begun_at, build_trainer, facts_of
 
     torch.manual_seed(7)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 99}
@@ -63,6 +63,8 @@ def live(folder: Path, place: str) -> None:
         str(p) for p in (folder / "out").rglob("*") if "_mpruner_rollback_" in p.name or p.suffix in (".tmp", ".old")
     ]
     result = {"weights": digest(model), "rounds": rounds, "left": left, "resumed": begun_at(trainer)}
+    result["record"] = facts_of(callback.record)
+    result["record"]["config"].pop("snapshot")  # the lives differ in it
     (folder / "result.json").write_text(json.dumps(result))
 
 

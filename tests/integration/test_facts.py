@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 from torch.utils.data import IterableDataset
-from transformers import BertConfig, BertForTokenClassification, Trainer, TrainingArguments
+from transformers import BertConfig, BertForTokenClassification, Trainer, TrainerCallback, TrainingArguments
 
-from hf_mpruner import LayerPruningCallback, PruningConfig, PruningReport, __version__, prune_
+from hf_mpruner import LayerPruningCallback, PruningConfig, PruningReport, __version__, find_block_stacks, prune_
 from hf_mpruner.environment import describe_device, library_versions
 from hf_mpruner.intervals import wilson_interval
 from trainer_kit import Rows, Scripted, accuracy, add, assert_same, build_trainer, everything
@@ -218,3 +218,41 @@ def test_timing_changes_no_bit_of_the_training(make_bert, tmp_path, monkeypatch)
     assert record.rounds[0].after.latency_seconds > 0
     assert other.rounds[0].after.latency_seconds is None
     assert record.rounds[0].after.metrics == other.rounds[0].after.metrics
+
+
+@pytest.mark.parametrize("best", [False, True], ids=["last", "best"])
+def test_the_model_that_was_kept_is_measured_as_it_ends(make_bert, tmp_path, best):
+    """The cut is rejected in the first of three epochs: what was measured before it is of other weights by then."""
+    settings = {"load_best_model_at_end": True, "save_strategy": "epoch", "eval_strategy": "epoch"} if best else {}
+    trainer = build_trainer(make_bert(num_labels=2), tmp_path, by_epoch, metric_for_best_model="loss", **settings)
+    callback = add(trainer, max_granularity=1, metric="made_up", greater_is_better=True, learning_rate_policy="run")
+    by_epoch.trainer = trainer
+    trainer.train()
+    record = callback.record
+    assert [round_.verdict for round_ in record.rounds] == ["rejected"]
+    if best:
+        assert trainer.state.best_model_checkpoint is not None
+    (path,) = record.depths
+    now = callback._bench.measure(find_block_stacks(trainer.model))[path].to_dict()
+    assert record.similarity_after == {path: now}
+    assert record.similarity_after[path]["values"] != record.rounds[0].similarity[path]["values"]
+    assert PruningReport.load(tmp_path).record.similarity_after == record.similarity_after
+
+
+def by_epoch(prediction):
+    return {"made_up": len(by_epoch.trainer.model.bert.encoder.layer)}
+
+
+def test_a_training_that_is_interrupted_has_no_last_model(make_bert, tmp_path):
+    class Stop(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            if state.epoch >= 2:
+                raise KeyboardInterrupt
+
+    trainer = build_trainer(make_bert(num_labels=2), tmp_path, num_train_epochs=3)
+    callback = add(trainer, max_metric_drop=1.0, max_rounds=1)
+    trainer.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert callback.record.rounds[0].verdict == "accepted"
+    assert callback.record.similarity_after == {}

@@ -27,10 +27,11 @@ def test_killed_cycles_end_as_the_run_that_nobody_killed(tmp_path):
     whole, *lives = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     assert whole["rounds"] == [["rejected", [0], 1], ["accepted", [0, 2], 2], ["rejected", [0], 2]]
     assert whole["trainings"] == 3
+    assert whole["record"]["similarity_after"]
     assert len(lives) == 20
     for life in lives:
         assert all(life["killed"]), life
-        for fact in ("weights", "rounds", "files"):
+        for fact in ("weights", "rounds", "files", "record"):
             assert life[fact] == whole[fact], life
     # what had a verdict is not trained again
     trained = {" + ".join(life["kills"]): life["trainings"] for life in lives}

@@ -30,10 +30,12 @@ def test_killed_runs_end_as_the_run_that_nobody_killed(tmp_path, kills, named, m
     first, *lives = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     whole = first["whole"]
     assert [verdict for verdict, _, _ in whole["rounds"]] == ["rejected", "accepted", "rejected"]
+    assert whole["record"]["similarity_after"]
     assert len(lives) == kills
     for life in lives:
         assert life["weights"] == whole["weights"], life
         assert life["rounds"] == whole["rounds"], life
+        assert life["record"] == whole["record"]
         assert life["left"] == [], life
     assert all(life["killed"][0] for life in lives[:named])  # the named moments are reached
     assert sum(any(life["killed"]) for life in lives) >= kills - 4  # a short life may be over before its kill

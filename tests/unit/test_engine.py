@@ -16,6 +16,7 @@ from hf_mpruner.features import measure_similarity
 from hf_mpruner.record import PruningRecord
 from hf_mpruner.report import PruningReport
 from hf_mpruner.runtime import SingleProcess
+from hf_mpruner.similarity import SimilarityMatrix
 from trainer_kit import Rows
 
 # Every layer is alike: of 4 layers k = 1 keeps [0], k = 2 keeps [0, 2], k = 3 keeps [0, 2, 3].
@@ -187,3 +188,69 @@ def test_prune_leaves_the_model_whole_if_every_cut_is_refused(weight_digest):
     assert (weight_digest(model), model.config.to_dict()) == before
     assert report.plan.num_removed == 0
     assert report.record.stopped == "refused at granularity 2, the coarsest allowed"
+
+
+# -- the model that was kept -------------------------------------------------------------------------------------------
+
+
+def counted(model, judge=None, **config):
+    """An engine that counts how often it measures."""
+    engine, passes = make_engine(model, evaluate=judge, **config), []
+    model.register_forward_pre_hook(lambda *_: passes.append(len(model.layers)))
+    return engine, passes
+
+
+def test_what_was_measured_last_is_of_the_model_that_was_kept_if_its_cut_was_rejected():
+    values = iter([{"accuracy": 0.9}, {"accuracy": 0.1}])
+    engine, passes = counted(make_custom(), lambda: next(values), max_granularity=1)
+    assert engine.start_round(step=3)
+    engine.decide(step=6)
+    assert not engine.start_round(step=6)
+    assert passes == [4]
+    engine.measure_kept(step=6)
+    assert passes == [4]
+    assert engine.record.similarity_after == engine.record.rounds[0].similarity
+    engine.measure_kept(step=7)  # trained on
+    assert passes == [4, 4]
+
+
+def test_nothing_that_is_alike_is_not_measured_twice():
+    engine, passes = counted(make_custom(), threshold=1.0)
+    assert not engine.start_round(step=3)
+    engine.measure_kept(step=3)
+    assert passes == [4]
+    (values,) = engine.record.similarity_after.values()
+    assert SimilarityMatrix.from_dict(values).layers == (0, 1, 2, 3)
+
+
+def test_an_accepted_model_is_measured_once_at_the_end_in_original_numbers():
+    engine, passes = counted(make_custom(), granularity=2, max_rounds=1)
+    assert engine.start_round()
+    engine.measure_kept()  # not while a cut is pending
+    assert engine.record.similarity_after == {}
+    engine.decide()
+    engine.measure_kept()
+    assert passes == [4, 2]
+    assert SimilarityMatrix.from_dict(engine.record.similarity_after[CUSTOM_STACK]).layers == (0, 2)
+    engine.reopen()
+    assert engine.record.similarity_after == {}
+
+
+def test_one_layer_is_like_no_other():
+    engine, passes = counted(make_custom(), max_rounds=1)
+    assert engine.start_round()
+    engine.decide()
+    engine.measure_kept()
+    assert (passes, engine.record.similarity_after) == ([4], {})
+
+
+def test_weights_that_cannot_be_measured_at_the_end_lose_no_run(caplog):
+    model = make_custom()
+    engine, _ = counted(model, granularity=2, max_rounds=1)
+    assert engine.start_round()
+    engine.decide()
+    next(model.layers.parameters()).data.fill_(float("nan"))
+    with caplog.at_level(logging.WARNING, logger="hf_mpruner"):
+        engine.measure_kept()
+    assert engine.record.similarity_after == {}
+    assert "Measuring the model that was kept failed and is left out: CalibrationError" in caplog.text

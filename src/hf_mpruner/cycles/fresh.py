@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,6 +51,23 @@ class _Begin(TrainerCallback):
         check_wrapped(self.trainer)
         if self.leave:
             raise _LeaveError
+
+
+def check_arguments(make_trainer: object, model: object, config: PruningConfig) -> None:
+    """Refuse what no run can begin with.
+
+    Raises:
+        TypeError: if `make_trainer` is no function, or `model` no folder or Hub id.
+        ValueError: for settings that only a callback can carry out.
+    """
+    if not callable(make_trainer):
+        raise TypeError(f"make_trainer is a {type(make_trainer).__name__}, not a function. {HOW}")
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(
+            f"model is a {type(model).__name__}, but each round loads its model anew: pass the folder or the Hub id that it "
+            "is loaded from. Save it with model.save_pretrained(folder) if it is nowhere."
+        )
+    check_recovery(config)
 
 
 def check_fresh(trainer: Any, config: PruningConfig) -> None:

@@ -13,11 +13,10 @@ import torch
 
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.cycles.fresh import (
-    HOW,
     announce,
+    check_arguments,
     check_fresh,
     check_model,
-    check_recovery,
     digest,
     evaluate,
     find_difference,
@@ -107,14 +106,7 @@ def prune_in_cycles(
         model = AutoModelForSequenceClassification.from_pretrained("pruned/model")
         ```
     """
-    if not callable(make_trainer):
-        raise TypeError(f"make_trainer is a {type(make_trainer).__name__}, not a function. {HOW}")
-    if not isinstance(model, str | os.PathLike):
-        raise TypeError(
-            f"model is a {type(model).__name__}, but each round loads its model anew: pass the folder or the Hub id that it "
-            "is loaded from. Save it with model.save_pretrained(folder) if it is nowhere."
-        )
-    check_recovery(config or PruningConfig())
+    check_arguments(make_trainer, model, config or PruningConfig())
     return Cycles(make_trainer, str(model), config or PruningConfig(), Path(output_dir), calibration, device).run()
 
 
@@ -223,7 +215,7 @@ class Cycles:
     def _round(self) -> bool:
         """One cut, training and verdict; returns whether there was a cut to make."""
         engine, record = self.engine, self.engine.record
-        steps = record.rounds[-1].decided_at_step if record.rounds else self.ledger.steps
+        steps = self._steps
         with whole_models():
             cut = engine.start_round(step=steps)
         self._write(record)
@@ -279,6 +271,10 @@ class Cycles:
 
     def _end(self) -> None:
         record = self.engine.record
+        if not record.similarity_after:
+            with whole_models():
+                self.engine.measure_kept(step=self._steps)
+            self._write(record)
 
         def finish() -> None:
             with self.ledger.last_folder(record) as draft:
@@ -286,6 +282,12 @@ class Cycles:
                     self._save(self.engine.model, draft)
 
         on_main(self.runtime, "writing the last model", finish)
+
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps of all trainings that were decided."""
+        record = self.engine.record
+        return record.rounds[-1].decided_at_step if record.rounds else self.ledger.steps
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

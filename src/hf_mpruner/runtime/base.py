@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class Runtime(ABC):
@@ -55,6 +58,25 @@ class Runtime(ABC):
         Args:
             what (`str`): what the block does, for messages: "measuring similarity".
         """
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Run a block, on every process, that a run can do without: if it fails, a warning says so on all.
+
+        Where forward passes communicate the failure is raised: who failed alone and went on would leave the others
+        waiting in the middle of a pass.
+
+        Args:
+            what (`str`): what the block does, for messages: "timing the model".
+        """
+        try:
+            with self.together(what):
+                yield
+        except Exception as error:
+            if self.equal_forwards:
+                raise
+            reason = " ".join(str(error).split())
+            logger.warning("%s failed and is left out: %s: %s", what.capitalize(), type(error).__name__, reason)
 
     @abstractmethod
     def check_same(self, model: nn.Module) -> None:
