@@ -90,7 +90,7 @@ class Disturb(TrainerCallback):
     def on_train_begin(self, *args, **kwargs):
         if RANK == 1:
             plan = callback.engine._planner.plan
-            callback.engine._planner.plan = lambda record: plan(record) and "rank 1 wants to stop"
+            callback.engine._planner.plan = lambda record, step: plan(record, step) and "rank 1 wants to stop"
 
 
 trainer.add_callback(Disturb())
