@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -113,3 +114,142 @@ def test_the_names_of_tasks_in_the_help_are_those_there_are():
     assert sorted(TASK_NAMES) == sorted([*TASKS, *ALIASES])
     roles = {role for task in TASKS.values() for role in task.roles}
     assert roles == set(COLUMNS)
+
+
+# -- metrics --------------------------------------------------------------------------------------------------------
+
+# Texts that are equal, as a metric of evaluate that needs no other package.
+SAME = """
+import datasets
+import evaluate
+
+
+class Same(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="",
+            features=datasets.Features({"predictions": text, "references": text}),
+        )
+
+    def _compute(self, predictions, references, scale=1):
+        same = sum(one == other for one, other in zip(predictions, references)) / len(references)
+        return {"same": same * scale, "words": sum(len(text.split()) for text in predictions)}
+"""
+
+
+@pytest.fixture
+def same(tmp_path):
+    folder = tmp_path / "metrics" / "same"
+    folder.mkdir(parents=True)
+    (folder / "same.py").write_text(SAME)
+    return folder
+
+
+def test_a_metric_of_what_the_model_writes_decides(world, same, tmp_path, run):
+    out = tmp_path / "out"
+    words = ["prune", world / "text2text-generation", "--dataset", world / "text2text-generation_csv", *EAGER]
+    words += [
+        "--metrics",
+        f"{same}:scale=2",
+        "--recovery_epochs",
+        "0",
+        "--max_target_length",
+        "4",
+        "--output_dir",
+        out,
+    ]
+    asked = run(*words)
+    assert asked.code == 2
+    assert "produced several metrics of its own" in asked.err
+    assert "On the command line: --metric NAME" in asked.err
+    result = run(
+        *words, "--metric", "words", "--greater_is_better", "--task", "summarization", "--source_prefix", "is "
+    )
+    assert result.code == 0, result.err
+    record = PruningReport.load(out).record
+    assert record.metric == "words"
+    assert set(record.baseline.metrics) >= {"same", "words", "loss"}
+    source = record.metric_sources["same"]
+    assert (source["name"], source["arguments"]) == ("same", {"scale": 2})
+    assert str(same) not in (out / "report.json").read_text()
+    assert record.pipeline_tag == "summarization"
+    assert "pipeline_tag: summarization" in (out / "README.md").read_text()
+    assert record.data["judging"]["split"] == "validation"
+    assert record.baseline.num_examples == 11
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metrics", "acuracy"], "--metrics: No metric 'acuracy' could be loaded"),
+        (["--metrics", "acuracy"], "Did you mean 'accuracy'?"),
+        (["--metrics", "./none"], "--metrics: No metric at './none'"),
+        (["--metric", "exact"], "--metric exact is not measured here (did you mean 'exact_match'?): pass one of f1, exact_match, loss, or load it from evaluate: --metrics exact"),
+        (["--question_column", "asked"], "question_column='asked' is not a column of the data. Its columns are 'question', 'context', 'answers'"),
+        (["--tokens_column", "question"], "--tokens_column question: question-answering reads no such column. It takes --question_column"),
+        (["--training", "warmup_stepz=3"], "--training warmup_stepz=3: TrainingArguments has no field 'warmup_stepz' (did you mean 'warmup_steps'?)"),
+        (["--training", "seed=3"], "--training seed=3: seed is said with --seed"),
+        (["--training", "save_strategy=epoch"], "save_strategy is set by hf-mpruner prune itself"),
+        (["--training", "warmup_steps"], "--training warmup_steps: write KEY=VALUE"),
+        (["--training", "max_grad_norm=big"], "--training max_grad_norm=big: 'big' is no float"),
+        (["--training", "bf16=perhaps"], "--training bf16=perhaps: 'perhaps' is no true or false"),
+        (["--training", "optim=sdg"], "--training optim=sdg: "),
+    ],
+)  # fmt: skip
+def test_prune_refuses_before_a_weight_is_read(words, message, world, tmp_path, run, monkeypatch):
+    import evaluate
+
+    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+    task = "question-answering"
+    result = run("prune", world / task, "--dataset", world / f"{task}_json", "--output_dir", tmp_path / "new", *words)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_tags_that_the_model_does_not_have(world, tmp_path, run):
+    rows = [{"tokens": ["Now", "is"], "ner_tags": [0, 6]}] * 4
+    write_rows(rows, tmp_path / "data", "json")
+    words = ["--dataset", tmp_path / "data", "--output_dir", tmp_path / "new"]
+    result = run("prune", world / "token-classification", *words)
+    assert result.code == 1
+    assert "Column 'ner_tags' holds 7 labels, the model has 3 (the largest number in the data is 6)" in result.err
+
+
+def test_training_settings_reach_the_trainer_and_the_record(world, tmp_path, run):
+    words = ["prune", world / "fill-mask", "--dataset", world / "fill-mask_json", *EAGER, "--metric", "perplexity"]
+    words += ["--training", "warmup_steps=3", "gradient_accumulation_steps=2", "--output_dir", tmp_path / "out"]
+    result = run(*words)
+    assert result.code == 0, result.err
+    record = PruningReport.load(tmp_path / "out").record
+    assert record.training["warmup_steps"] == 3
+    assert record.training["gradient_accumulation_steps"] == 2
+    assert record.metric == "perplexity"
+    assert record.baseline.metric == pytest.approx(math.exp(record.baseline.metrics["loss"]))
+
+
+def test_what_to_try_next_repeats_what_was_typed(world, run):
+    data = world / "text2text-generation_json"
+    words = ["--text_column", "target", "--source_prefix", "is it: ", "--stacks", "encoder.block", "--max_length", "9"]
+    result = run("analyze", world / "text2text-generation", "--dataset", data, *words, "--no_stop_when_done")
+    assert result.code == 0, result.err
+    assert (
+        f"--dataset {data} --text_column target --max_length 9 --source_prefix 'is it: ' --stacks encoder.block "
+        "--no_stop_when_done --threshold 0.98 --output_dir smaller"
+    ) in result.err
+
+
+def test_a_head_that_is_asked_for_is_made_to_measure(world, run):
+    words = ["--dataset", world / "text-generation_csv", "--task", "text-generation", "--format", "json"]
+    assert "bert.encoder.layer" in json.loads(run("analyze", world / "fill-mask", *words).out)["adjacent"]
+
+
+def test_a_new_head_gets_the_tags_of_the_data(world, tmp_path, run):
+    words = ["prune", world / "fill-mask", "--dataset", world / "token-classification_csv", *EAGER]
+    result = run(*words, "--task", "token-classification", "--start_epoch", "1", "--output_dir", tmp_path / "out")
+    assert result.code == 0, result.err
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert list(config.id2label.values()) == ["B-CMP", "I-CMP", "O"]
+    assert PruningReport.load(tmp_path / "out").record.metric == "f1"

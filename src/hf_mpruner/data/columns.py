@@ -171,7 +171,9 @@ def find_answer_columns(
     return Columns("text", (question, context), answers_column)
 
 
-def find_target_columns(dataset: Any, text_column: str | None = None, target_column: str | None = None) -> Columns:
+def find_target_columns(
+    dataset: Any, text_column: str | Sequence[str] | None = None, target_column: str | None = None
+) -> Columns:
     """Find the texts that go in, and those that are to come out.
 
     Args:
@@ -188,6 +190,10 @@ def find_target_columns(dataset: Any, text_column: str | None = None, target_col
     """
     types = column_types(dataset)
     _check_named(types, text_column=text_column, target_column=target_column)
+    if text_column is not None and not isinstance(text_column, str):
+        if len(text_column) > 1:
+            raise ValueError(f"text_column names {len(text_column)} columns ({_listed(text_column)}): pass the source text.")
+        text_column = text_column[0]
     texts = [c for c, t in types.items() if t == "text"]
     fitting = [
         (source, target)
