@@ -192,7 +192,9 @@ def find_target_columns(
     _check_named(types, text_column=text_column, target_column=target_column)
     if text_column is not None and not isinstance(text_column, str):
         if len(text_column) > 1:
-            raise ValueError(f"text_column names {len(text_column)} columns ({_listed(text_column)}): pass the source text.")
+            raise ValueError(
+                f"text_column names {len(text_column)} columns ({_listed(text_column)}): pass the source text."
+            )
         text_column = text_column[0]
     texts = [c for c, t in types.items() if t == "text"]
     fitting = [
