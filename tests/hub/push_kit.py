@@ -69,6 +69,10 @@ class Patient(TrainerCallback):
         self.failed: list[str] = []
         self.waits = True
 
+    def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A callback of the user's puts a file beside the model."""
+        (Path(args.output_dir) / "notes.md").write_text(f"step {state.global_step}\n")
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         push = getattr(self.trainer, "push_in_progress", None)
         if push is not None and self.waits:
@@ -82,6 +86,7 @@ def build(folder: str, repo_id: str, **options: Any) -> tuple[Any, Any, Patient]
     trainer, callback = begin(make_bert, folder, **arguments)
     trainer.processing_class = make_tokenizer(str(Path(folder) / "tokenizer"))
     trainer.model.config._name_or_path = str(Path(folder) / "base")
+    trainer.model.add_model_tags(["tagged"])
     patient = Patient()
     patient.trainer = trainer
     trainer.add_callback(patient)

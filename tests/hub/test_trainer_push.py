@@ -87,7 +87,11 @@ def test_what_a_trainer_pushes(hub, client, tmp_path, strategy):
         if commit.title.startswith("Training"):
             assert pending == PENDING.get(int(commit.title.removesuffix(", checkpoint").rpartition(" ")[2]))
         top = {file for file in files if "/" not in file}
-        assert top == {".gitattributes", *MODEL, *OURS}
+        assert top == {".gitattributes", "notes.md", *MODEL, *OURS}
+        assert "- tagged\n" in files["README.md"].decode().split("---")[1]
+        if commit.title.startswith("Training"):
+            step = commit.title.removesuffix(", checkpoint").removeprefix("Training in progress, ")
+            assert files["notes.md"].decode() == f"{step}\n"  # a user's callback wrote it in on_push_begin
         assert any(file.startswith("plots/") for file in files) == (pending != 1)  # nothing was judged before that
     final = contents(history[0])
     for file in {*MODEL, *OURS} - {"tokenizer_config.json"}:  # the path in it is taken out
@@ -180,6 +184,11 @@ def test_a_branch_a_pull_request_and_a_private_repository(hub, client, tmp_path)
     options = {"hub_private_repo": True, "num_train_epochs": 3, "hub_strategy": "end"}
     told = client.call(train, repo_id="ann/hidden", folder=str(tmp_path / "c"), **options)
     assert (told["same"], hub.store.repo("ann/hidden").private) == (True, True)
+    hub.add_repo("ann/open")
+    failure = client.fails(train, repo_id="ann/open", folder=str(tmp_path / "d"), **options)
+    assert failure.is_a("PushError")
+    assert "'ann/open' is public, and private was asked for" in failure.message
+    assert len(hub.store.repo("ann/open").history()) == 1
 
 
 def overlap(repo_id, folder):
