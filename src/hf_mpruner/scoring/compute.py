@@ -86,8 +86,8 @@ def make_compute_metrics(
     Args:
         metrics (*optional*): one, or a list, of: the name of a metric of evaluate (`"accuracy"`, `"f1:average=macro"`,
             `"glue:mrpc"`), a folder with the script of one, an `evaluate.EvaluationModule`, or a function that takes
-            the Trainer's `EvalPrediction` and returns numbers by name. By default the task's own, computed here:
-            accuracy and `f1_macro` for classes, accuracy and entity F1 for tags, accuracy for tokens.
+            the Trainer's `EvalPrediction` and returns numbers by name, or `None`, the default: the task's own, computed
+            here (accuracy and `f1_macro` for classes, accuracy and entity F1 for tags, accuracy for tokens).
         task (`str`): what the predictions are: `"text-classification"`, `"image-classification"`,
             `"token-classification"`, `"text-generation"`, `"fill-mask"` or `"text2text-generation"`.
         label_names (sequence of `str`, *optional*): names of classes or tags in the order of their numbers, for metrics
