@@ -163,6 +163,8 @@ def test_classes_as_numbers_or_names():
     numbers = recorded(datasets.Value("int32"), datasets.Value("string"))
     make_compute_metrics(numbers, label_names=["cold", "warm"])(CLASSES)
     assert numbers.seen == ([0, 1, 0, 0], ["cold", "warm", "warm", "cold"])
+    make_compute_metrics(numbers)(CLASSES)
+    assert numbers.seen[1] == ["0", "1", "1", "0"]
 
 
 def test_tags_by_sentence_or_all_in_one():
@@ -213,6 +215,17 @@ def test_answers_as_squad_takes_them():
     assert squad.seen[0][0] == {"id": "0", "prediction_text": "ada"}
     assert squad.seen[1][1] == {"id": "1", "answers": wanted[1]}
     assert plain.seen == (["ada", ""], ["Ada", ""])
+
+
+def test_what_a_metric_says_has_its_name_and_the_way_to_pass_arguments(mine):
+    with pytest.raises(ValueError, match=r"Metric 'mine' could not judge.*'wide'.*e\.g\. 'mine:average=macro'"):
+        make_compute_metrics(f"{mine}:wide=1")(CLASSES)
+
+
+def test_a_script_that_lacks_a_file_is_not_called_missing(mine):
+    (mine / "mine.py").write_text("raise FileNotFoundError('words.txt')")
+    with pytest.raises(FileNotFoundError, match=r"Metric '.*mine' could not be loaded: its script needs.*words\.txt"):
+        make_compute_metrics(str(mine))
 
 
 @pytest.mark.parametrize(

@@ -207,4 +207,11 @@ def _of_module(metric: LoadedMetric, outcome: Outcome) -> Any:
             "function of your own that takes an EvalPrediction, and pass that."
         )
     predictions, references = outcome.fitted(features["predictions"], features["references"])
-    return metric.compute.compute(predictions=predictions, references=references, **metric.arguments)
+    try:
+        return metric.compute.compute(predictions=predictions, references=references, **metric.arguments)
+    except (ValueError, TypeError) as error:
+        name = metric.source["name"]
+        raise ValueError(
+            f"Metric '{name}' could not judge the predictions: {' '.join(str(error).split())} Arguments of its compute follow "
+            f"a colon, e.g. '{name}:average=macro'."
+        ) from error

@@ -57,7 +57,7 @@ def load_metric(spec: str) -> tuple[Any, dict[str, Any]]:
         raise ImportError(
             f"Metric '{name}' needs packages that are not installed: {' '.join(str(error).split())}"
         ) from error
-    except OSError as error:
+    except (OSError, LookupError) as error:  # nltk's resources are looked up
         raise FileNotFoundError(_missing(name, error)) from error
 
 
@@ -81,7 +81,11 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def _missing(name: str, error: OSError) -> str:
+def _missing(name: str, error: Exception) -> str:
+    told = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    path = Path(name).expanduser()
+    if path.is_file() or (path / f"{path.name}.py").is_file():
+        return f"Metric '{name}' could not be loaded: its script needs something else that is not here ({told})."
     local = name.startswith((".", "~", os.sep)) or name.endswith(".py") or Path(name).exists()
     if local:
         return (
@@ -90,7 +94,6 @@ def _missing(name: str, error: OSError) -> str:
         )
     near = difflib.get_close_matches(name, KNOWN, n=3)
     question = f" Did you mean {' or '.join(repr(known) for known in near)}?" if near and name not in KNOWN else ""
-    told = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     reason = (
         "it is neither here nor on the Hub, as far as that answers" if isinstance(error, FileNotFoundError) else told
     )

@@ -184,4 +184,6 @@ class Answers(Outcome):
 
 def _named(values: np.ndarray, feature: Any, names: Sequence[str]) -> list[Any]:
     numbers = [int(value) for value in values]
-    return [names[number] for number in numbers] if form_of(feature) == "text" and names else numbers
+    if form_of(feature) != "text":
+        return numbers
+    return [names[number] if names else str(number) for number in numbers]
