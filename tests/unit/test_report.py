@@ -43,6 +43,49 @@ def test_the_table_shows_every_round_and_the_uncut_model(record):
     assert "stopped: the training ended" in str(PruningReport(record))
 
 
+def test_intervals_and_latencies_where_they_are_known(record):
+    record.baseline.interval, record.baseline.latency_seconds = [0.9231, 0.9534], 0.01234
+    record.rounds[0].refused = True
+    record.rounds[1].after.latency_seconds = 0.00617
+    table, report = PruningReport(record).to_table(), PruningReport(record)
+    assert table.splitlines() == [
+        "round     encoder.layer  parameters     size           accuracy [95%]     drop  evaluation s  latency ms  verdict",
+        "original              3       3,000  12.0 kB  0.9400 [0.9231, 0.9534]                   1.50       12.34",
+        "1                     1                                                                                   refused",
+        "2                     2       2,000   8.0 kB                   0.9350  +0.0050          1.00        6.17  accepted, k=2",
+    ]  # fmt: skip
+    facts = report.to_dict()
+    assert (facts["interval_before"], facts["interval_after"]) == ([0.9231, 0.9534], None)
+    assert (facts["latency_seconds_before"], facts["latency_seconds_after"]) == (0.01234, 0.00617)
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+
+
+def test_a_column_without_any_value_is_left_out(record):
+    for measured in (record.baseline, *(round_.after for round_ in record.rounds)):
+        measured.metric = measured.evaluation_seconds = None
+    for round_ in record.rounds:
+        round_.drop, round_.verdict = None, "unjudged"
+    report = PruningReport(record)
+    assert report.to_table().splitlines()[0].split() == ["round", "encoder.layer", "parameters", "size", "verdict"]
+    assert report.to_markdown().splitlines()[:2] == [
+        "| round | encoder.layer | parameters | size | verdict |",
+        "| :--- | ---: | ---: | ---: | :--- |",
+    ]
+    record.baseline, record.rounds = None, []
+    assert PruningReport(record).to_table() == "round  encoder.layer"
+
+
+def test_a_report_as_they_were_before_loads(record):
+    values = PruningReport(record).to_dict()
+    new = ("metrics", "num_examples", "interval", "latency_seconds")
+    for measured in (values["record"]["baseline"], *(round_["after"] for round_ in values["record"]["rounds"])):
+        for name in new:
+            del measured[name]
+    for name in ("data", "training", "versions", "device", "latency", "confidence", "similarity_after"):
+        del values["record"][name]
+    assert PruningReport.from_dict(values).to_table() == PruningReport(record).to_table()
+
+
 def test_markdown_has_the_same_cells(record):
     lines = PruningReport(record).to_markdown().splitlines()
     assert lines[3] == "| 1 | 1 | 1,000 | 4.0 kB | 0.5000 | +0.4400 | 0.50 | rejected |"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from .page import PAGE_NAME, render_page
 from .words import format_bytes
 
 REPORT_NAME = "report.json"
+# Columns of words; the others hold figures.
+_TEXT = ("round", "verdict")
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class PruningReport:
         >>> from hf_mpruner.record import Measurement, PruningRecord
         >>> record = PruningRecord({"encoder.layer": 12}, metric="accuracy", baseline=Measurement(1000, 4000, 0.94, 1.5))
         >>> print(PruningReport(record).to_table())
-        round     encoder.layer  parameters    size  accuracy  drop  evaluation s  verdict
-        original             12       1,000  4.0 kB    0.9400                1.50
+        round     encoder.layer  parameters    size  accuracy  evaluation s
+        original             12       1,000  4.0 kB    0.9400          1.50
     """
 
     record: PruningRecord
@@ -73,10 +75,14 @@ class PruningReport:
         ]
 
     def to_table(self) -> str:
-        """Aligned text for a terminal: round, layers left, parameters, size, metric, drop, evaluation time, verdict."""
+        """Aligned text for a terminal: a row for the uncut model and for each round.
+
+        Layers left in each stack, parameters, size, the metric with its confidence interval, its drop, the time of an
+        evaluation and of a forward pass, the verdict. A column without any value is left out.
+        """
         header, rows = self._cells()
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-        left = {0, len(header) - 1}
+        left = {i for i, name in enumerate(header) if name in _TEXT}
         lines = [
             "  ".join(
                 cell.ljust(width) if i in left else cell.rjust(width)
@@ -89,7 +95,7 @@ class PruningReport:
     def to_markdown(self) -> str:
         """The same table in Markdown."""
         header, rows = self._cells()
-        rule = [":---" if i in (0, len(header) - 1) else "---:" for i in range(len(header))]
+        rule = [":---" if name in _TEXT else "---:" for name in header]
         return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
     def to_html(self) -> str:
@@ -112,6 +118,11 @@ class PruningReport:
             "metric": self.record.metric,
             "metric_before": before.metric if before else None,
             "metric_after": after.metric if after else None,
+            "interval_before": before.interval if before else None,
+            "interval_after": after.interval if after else None,
+            "num_examples": after.num_examples if after else None,
+            "latency_seconds_before": before.latency_seconds if before else None,
+            "latency_seconds_after": after.latency_seconds if after else None,
             "record": self.record.to_dict(),
         }
 
@@ -139,38 +150,37 @@ class PruningReport:
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         paths = list(self.record.depths)
-        metric = self.record.metric or "metric"
-        header = ["round", *paths, "parameters", "size", metric, "drop", "evaluation s", "verdict"]
+        measured = [one for one in (self.before, *(round_.after for round_ in self.rounds)) if one is not None]
+        has_interval = any(one.interval is not None for one in measured)
+        metric = (self.record.metric or "metric") + (f" [{self.record.confidence:.0%}]" if has_interval else "")
+        header = ["round", *paths, "parameters", "size", metric, "drop", "evaluation s", "latency ms", "verdict"]
         rows = []
         if self.before:
-            whole = {path: range(depth) for path, depth in self.record.depths.items()}
-            rows.append(self._row("original", paths, whole, self.before, None, ""))
+            depths = [str(depth) for depth in self.record.depths.values()]
+            rows.append(["original", *depths, *_figures(self.before), ""])
         for round_ in self.rounds:
             verdict: str = "refused" if round_.refused else round_.verdict
             verdict = verdict if round_.granularity == 1 else f"{verdict}, k={round_.granularity}"
-            row = self._row(str(round_.number), paths, round_.kept, round_.after, round_.drop, verdict)
+            figures = _figures(round_.after, round_.drop)
             if round_.refused:  # nothing of that size was ever there
-                row[1 + len(paths) : -1] = [""] * (len(row) - len(paths) - 2)
-            rows.append(row)
-        return header, rows
+                figures = [""] * len(figures)
+            rows.append([str(round_.number), *(str(len(round_.kept[path])) for path in paths), *figures, verdict])
+        used = [i for i in range(len(header)) if i <= len(paths) or any(row[i] for row in rows)]
+        return [header[i] for i in used], [[row[i] for i in used] for row in rows]
 
-    @staticmethod
-    def _row(
-        name: str,
-        paths: Sequence[str],
-        kept: Mapping[str, Sequence[int]],
-        measured: Measurement,
-        drop: float | None,
-        verdict: str,
-    ) -> list[str]:
-        seconds = measured.evaluation_seconds
-        return [
-            name,
-            *(str(len(kept[path])) for path in paths),
-            f"{measured.parameters:,}",
-            format_bytes(measured.num_bytes),
-            "" if measured.metric is None else f"{measured.metric:.4f}",
-            "" if drop is None else f"{drop:+.4f}",
-            "" if seconds is None else f"{seconds:.2f}",
-            verdict,
-        ]
+
+def _figures(measured: Measurement, drop: float | None = None) -> list[str]:
+    """The cells from parameters to latency; empty where nothing was measured."""
+    metric = "" if measured.metric is None else f"{measured.metric:.4f}"
+    if measured.interval is not None:
+        low, high = measured.interval
+        metric += f" [{low:.4f}, {high:.4f}]"
+    seconds, latency = measured.evaluation_seconds, measured.latency_seconds
+    return [
+        f"{measured.parameters:,}",
+        format_bytes(measured.num_bytes),
+        metric,
+        "" if drop is None else f"{drop:+.4f}",
+        "" if seconds is None else f"{seconds:.2f}",
+        "" if latency is None else f"{1000 * latency:.2f}",
+    ]
