@@ -374,6 +374,23 @@ def test_a_pull_request_is_opened_once(hub, client, folder, name):
     assert f"Whether the pull request was opened is not known: look at {hub.url}/{name}/discussions" in failure.message
 
 
+def test_a_pull_request_to_nothing(hub, client, folder):
+    failure = client.fails(push, folder=str(folder), repo_id="bob/nothing", create_pr=True)
+    assert "There is no 'bob/nothing' that 'ann' may see, so no pull request can be opened there" in failure.message
+
+
+def test_words_of_the_folder_that_are_not_written_are_named(hub, client, folder, name):
+    client.call(push, folder=str(folder), repo_id=name, check=False)
+    log = len(client.log)
+    client.call(push, folder=str(folder), repo_id=name, check=False)
+    assert "beside our section" not in client.log[log:]
+    card = folder / "README.md"
+    card.write_text(card.read_text() + "\nMore words of a person.\n")
+    client.call(push, folder=str(folder), repo_id=name, check=False)
+    assert client.log[log:].count(f"To replace it: hf upload {name} {card} README.md") == 1
+    assert b"More words" not in hub.store.repo(name).files()["README.md"]
+
+
 def test_a_gated_base_is_named_and_not_asked_for(hub, client, tmp_path, name):
     hub.add_repo("bob/base", {"config.json": b"{}"})
     hub.store.repo("bob/base").gated = "auto"
@@ -478,6 +495,14 @@ def test_a_dry_run_sends_nothing(hub, client, folder, name):
     code, out, _ = client.call(command, folder=str(folder), repo_id=name, flags=["--dry_run", "--format", "json"])
     values = json.loads(out)
     assert (values["card"], values["bytes"]) == ("changed", sum(values["files"].values()))
+    hub.faults.add("GET", "/resolve/.*/README.md", status=500, times=99)
+    code, out, _ = client.call(command, folder=str(folder), repo_id=name, flags=["--dry_run"])
+    assert (code, "README.md (unknown):\nthe Hub answers 500" in out) == (0, True)
+    assert "\nREADME.md  " not in out
+    hub.faults.clear()
+    repo.write({"README.md": b"---\nlicense: [mit\n---\n"})
+    code, out, _ = client.call(command, folder=str(folder), repo_id=name, flags=["--dry_run"])
+    assert (code, "README.md (refused):\nThe metadata of README.md" in out) == (0, True)
 
 
 @pytest.mark.parametrize(

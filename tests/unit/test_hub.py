@@ -66,6 +66,10 @@ def answer(status: int, message: str | None = None, **headers: str) -> HfHubHTTP
     return HfHubHTTPError("text", response=response, server_message=message)
 
 
+class XetAuthenticationError(PermissionError):
+    """As hf_xet names it, which need not be installed."""
+
+
 def behind(error: Exception, cause: BaseException) -> Exception:
     error.__cause__ = cause
     return error
@@ -100,6 +104,7 @@ def behind(error: Exception, cause: BaseException) -> Exception:
         (httpx.UnsupportedProtocol("ftp"), [None]),
         (ConnectionError("Network error"), [1]),
         (json.JSONDecodeError("Expecting value", "<html>", 0), [1]),
+        (RuntimeError("Data processing error: CAS service error : Request failed after 5 retries"), [1]),
         (OfflineModeIsEnabled("off"), [None]),
         (RuntimeError("a defect"), [None]),
         (FileNotFoundError("gone"), [None]),
@@ -122,6 +127,14 @@ def test_what_is_tried_again_and_when(error: Exception, pauses: list[float | Non
         (httpx.ConnectError("no route"), "the Hub cannot be reached (ConnectError: no route). Check the network"),
         (json.JSONDecodeError("Expecting", "<", 0), "(a page came where the Hub's data should be). Check the network"),
         (OSError(28, "No space left on device"), "the disk is full (OSError: [Errno 28] No space left on device)"),
+        (
+            RuntimeError("CAS service error : x"),
+            "the Hub's storage failed (RuntimeError: CAS service error : x). Try ag",
+        ),
+        (
+            XetAuthenticationError("401"),
+            "the Hub's storage does not take the token (XetAuthenticationError: 401). Log",
+        ),
         (RuntimeError("a defect"), "RuntimeError: a defect. Set HF_MPRUNER_DEBUG=1"),
     ],
     ids=lambda value: brief(value).partition(":")[0] if isinstance(value, Exception) else "",
@@ -151,6 +164,11 @@ def test_who_may_write(tmp_path, monkeypatch) -> None:
     (tmp_path / "runs" / "x").mkdir(parents=True)
     with pytest.raises(PushError, match=r"belongs to 'runs' \('runs/x' is also a folder here: was it meant\?\)"):
         account.check("runs/x")
+    account.check_may_make("ann/x")
+    with pytest.raises(
+        PushError, match=r"There is no 'bob/x' .*so no pull request can be opened there.*push to 'ann/x'"
+    ):
+        account.check_may_make("bob/x")
     for with_pr in (True, False):  # such a token opens no pull request either
         with pytest.raises(PushError, match=r"The token of 'ann' may only read, and 'ann/x' is to be written to"):
             Account("ann", role="read").check("ann/x", create_pr=with_pr)

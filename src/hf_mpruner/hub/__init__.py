@@ -6,7 +6,7 @@ from .explain import explain
 from .ids import check_repo_id
 from .leaks import NEVER_SENT, Secrets, find_leaks, is_local, scrub_json
 from .remote import WEIGHTS, Remote, find_remote
-from .retry import patiently, status_of
+from .retry import brief, patiently, status_of
 
 __all__ = [
     "NEVER_SENT",
@@ -15,6 +15,7 @@ __all__ = [
     "Pushed",
     "Remote",
     "Secrets",
+    "brief",
     "check_repo_id",
     "check_target",
     "commit_files",

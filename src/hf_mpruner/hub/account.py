@@ -47,7 +47,7 @@ class Account:
                 f"The token of '{self.name}' may only read, and '{repo_id}' is to be written to. {LOG_IN}. Nothing was sent."
             )
         namespace, _, name = repo_id.partition("/")
-        if create_pr or namespace in (self.name, *self.organizations):
+        if create_pr or self._owns(repo_id):
             return
         hint = f" ('{repo_id}' is also a folder here: was it meant?)" if Path(repo_id).is_dir() else ""
         others = f" and the organizations {', '.join(self.organizations)}" if self.organizations else ""
@@ -56,6 +56,21 @@ class Account:
             f"'{self.name}/{name}', log in as somebody who may write there, or propose the change with --create_pr "
             "(create_pr=True). Nothing was sent."
         )
+
+    def check_may_make(self, repo_id: str) -> None:
+        """Check that a repository that cannot be seen may be made, which is only so in a namespace of one's own.
+
+        Raises:
+            PushError: if a pull request was meant for a repository that is not there.
+        """
+        if not self._owns(repo_id):
+            raise PushError(
+                f"There is no '{repo_id}' that '{self.name}' may see, so no pull request can be opened there. Check the "
+                f"name, or push to '{self.name}/{repo_id.rpartition('/')[2]}'. Nothing was sent."
+            )
+
+    def _owns(self, repo_id: str) -> bool:
+        return repo_id.partition("/")[0] in (self.name, *self.organizations)
 
 
 def find_account(token: str | bool | None = None) -> Account:

@@ -203,6 +203,8 @@ class _Push:
             api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
             remote = find_remote(self.repo_id, branch, self.token)
         if remote is None:
+            if self.account is not None:
+                self.account.check_may_make(self.repo_id)
             api.create_repo(self.repo_id, private=self.private, exist_ok=True)
             if branch is not None:
                 api.create_branch(self.repo_id, branch=branch, exist_ok=True)

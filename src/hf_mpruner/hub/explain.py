@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from .account import LOG_IN
-from .retry import TRIES, brief, causes, is_transient, retry_after, server_message, status_of, time_limit
+from .retry import TRIES, XET_FAILURE, brief, causes, is_transient, retry_after, server_message, status_of, time_limit
 
 _STATUS_PAGE = "https://status.huggingface.co"
 
@@ -75,6 +75,10 @@ def _unanswered(error: BaseException) -> str:
             f"again later; {_STATUS_PAGE} shows its state."
         )
     text = brief(error)
+    if XET_FAILURE in text:
+        return f"the Hub's storage failed ({text}). Try again; HF_HUB_DISABLE_XET=1 in front of it sends files another way."
+    if type(error).__name__ == "XetAuthenticationError":
+        return f"the Hub's storage does not take the token ({text}). {LOG_IN}."
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({text}). Make room, then try again."
     if isinstance(error, FileNotFoundError):

@@ -23,6 +23,9 @@ LONGEST_RETRY_AFTER_SECONDS = 300.0
 ANSWER_SECONDS = 180.0
 CONNECT_SECONDS = 30.0
 
+# How hf_xet says, in a bare RuntimeError, that its storage failed after tries of its own.
+XET_FAILURE = "CAS service error"
+
 _TRANSIENT = (408, 412, 429)
 Result = TypeVar("Result")
 
@@ -67,6 +70,8 @@ def is_transient(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in _TRANSIENT or status >= 500
+    if isinstance(error, RuntimeError) and XET_FAILURE in str(error):
+        return True
     passing = (httpx.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
     lasting = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
     return any(isinstance(found, passing) and not isinstance(found, lasting) for found in causes(error))

@@ -53,7 +53,9 @@ def check_destination(
         full = account.complete(repo_id)
         account.check(full, create_pr=create_pr)
         remote = find_remote(full, None, token)
-        if remote is not None:
+        if remote is None:
+            account.check_may_make(full)
+        else:
             remote.check_private(private)
             if not (create_pr or overwrite or revision not in (None, MAIN)):
                 check_not_taken(model_type, source_model)(remote)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 
-from hf_mpruner.card import BEGIN, ModelFacts, check_card, merge_card, render_card
+from hf_mpruner.card import BEGIN, END, ModelFacts, check_card, merge_card, render_card
 from hf_mpruner.errors import PushError
 from hf_mpruner.hub import Secrets, find_leaks
 
@@ -30,7 +31,7 @@ def make_card(found: ModelFolder, repo_id: str, secrets: Secrets) -> Callable[[s
         PushError: if a token or a local path is in it.
     """
     file = found.folder / CARD
-    local = file.read_text(encoding="utf-8") if CARD in found.files else None
+    local = file.read_bytes().decode("utf-8") if CARD in found.files else None
     ours = _render(found, repo_id, local)
     if ours is None:
         return None
@@ -39,13 +40,34 @@ def make_card(found: ModelFolder, repo_id: str, secrets: Secrets) -> Callable[[s
             f"The card of '{found.folder}' holds {leaks[0]}. Take it out, then push again. Nothing was sent."
         )
 
+    said: list[str] = []
+
     def merge(theirs: str | None) -> str:
         if theirs is None:
             check_card(ours)
             return ours
+        words = own_words(ours)
+        if words and words not in theirs and not said:  # once, however often it is merged
+            said.append(words)
+            logger.warning(
+                "The text of %s beside our section is not the one that '%s' has, which stays. To replace it: hf upload %s "
+                "%s %s", file, repo_id, repo_id, file, CARD,
+            )  # fmt: skip
         return merge_card(theirs, ours) if BEGIN in ours else theirs
 
     return merge
+
+
+def own_words(card: str) -> str:
+    r"""What a person wrote in a card: without metadata, heading, and our section.
+
+    Example:
+        >>> own_words(f"---\ntags: [a]\n---\n# Title\n\nMine.\n\n{BEGIN}\nours\n{END}\n")
+        'Mine.'
+    """
+    body = re.sub(r"\A\s*---\s*\n.*?\n---\s*\n", "", card.replace("\r\n", "\n"), flags=re.DOTALL)
+    body = re.sub(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", "", body, flags=re.DOTALL)
+    return re.sub(r"\A\s*# [^\n]*\n?", "", body).strip()
 
 
 def _render(found: ModelFolder, repo_id: str, local: str | None) -> str | None:
