@@ -84,6 +84,7 @@ FULL = {
         "judging": {"dataset": "dair-ai/emotion", "split": "validation", "num_examples": 2000},
         "calibration": {"source": "sample of the training set", "num_examples": 512},
     },
+    "metric_sources": {"accuracy": {"name": "accuracy", "config": None, "library": "evaluate 0.4.6"}},
     "latency": {"batch_size": 32, "shape": {"input_ids": [32, 128]}, "dtype": "float32"},
     "config": PruningConfig(max_metric_drop=0.02, protect=["0"]).to_dict(),
 }  # fmt: skip
@@ -221,7 +222,8 @@ def test_all_facts_are_there():
     assert {
         ("base model", "google-bert/bert-base-uncased"), ("revision", "86b5e09"), ("device", "one CPU"),
         ("python", "3.11.9"), ("torch", "2.13.0"), ("learning rate", "2e-05"), ("threshold", "0.98"), ("protect", "0"),
-        ("stop when done", "no"), ("shape", "input_ids 32 x 128"), ("Judging rounds", "dair-ai/emotion, 2,000 examples, split validation"),
+        ("stop when done", "no"), ("shape", "input_ids 32 x 128"),
+        ("accuracy", "name accuracy, library evaluate 0.4.6"), ("Judging rounds", "dair-ai/emotion, 2,000 examples, split validation"),
         ("Choosing layers", "sample of the training set, 512 examples"),
     } <= facts  # fmt: skip
     text = page.text
@@ -265,7 +267,16 @@ def test_what_is_not_known_is_left_out(name):
 
 def test_a_report_of_an_older_version_is_shown(tmp_path):
     values = bert_report(measured_after=False).to_dict()
-    for name in ("data", "training", "versions", "device", "latency", "confidence", "similarity_after"):
+    for name in (
+        "data",
+        "training",
+        "versions",
+        "metric_sources",
+        "device",
+        "latency",
+        "confidence",
+        "similarity_after",
+    ):
         del values["record"][name]
     for measured in (values["record"]["baseline"], *(round_["after"] for round_ in values["record"]["rounds"])):
         for name in ("metrics", "num_examples", "interval", "latency_seconds"):
@@ -314,6 +325,7 @@ def test_no_name_can_break_the_page(evil):
             versions={name: name}, data={"judging": {"source": name, name: name}}, training={name: [name, {name: name}]},
             config={"max_metric_drop": 0.02, "threshold": 0.98, "protect": [name], name: name},
         )  # fmt: skip
+        report.record.metric_sources = {name: {name: name}}
         report.record.rounds[0].reason = name
         report.record.rounds[0].after.metrics = report.record.baseline.metrics = {name: 1.0, "loss": 0.5}
         return parse(report)

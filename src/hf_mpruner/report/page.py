@@ -227,6 +227,7 @@ def _groups(record: PruningRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Model and machine", run),
         ("Data", [(use, facts) for use, facts in data if facts]),
         ("Other measured values", metrics),
+        ("Where metrics come from", _plain(record.metric_sources)),
         ("Latency", _plain({**record.latency, "shape": _shapes(record.latency.get("shape"))})),
         ("Recovery training", _plain(record.training)),
         ("Settings", _plain(record.config)),
