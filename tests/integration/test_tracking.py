@@ -20,6 +20,7 @@ from hf_mpruner import tracking
 from trainer_kit import STACK, Scripted, add, build_trainer
 
 FIGURES = {f"mpruner/similarity_{STACK}", "mpruner/layers", "mpruner/metric", "mpruner/adjacent_similarity"}
+AFTER = f"mpruner/similarity_after_{STACK}"
 SCORES = (0.9, 0.1, 0.9)  # the uncut model, a rejected round, an accepted one
 
 
@@ -62,23 +63,18 @@ def test_tensorboard_gets_the_figures_of_every_round_and_of_what_was_kept(make_b
     trainer, callback = run(make_bert, tmp_path, report_to=["tensorboard"])
     assert [round_.verdict for round_ in callback.record.rounds] == ["rejected", "accepted"]
     decided = [round_.decided_at_step for round_ in callback.record.rounds]
-    images, _ = read_images(tmp_path / "runs")
-    assert set(images) >= FIGURES
+    images, count = read_images(tmp_path / "runs")
     assert decided == [3, 6]
     for tag in FIGURES:
         assert set(images[tag]) == set(decided)
         assert all(min(picture.size) > 150 for picture in images[tag].values())
     # the strip has a row more after the second round
     assert images["mpruner/layers"][6].height > images["mpruner/layers"][3].height
+    # the Trainer closes its writer before the model that was kept is drawn
+    assert set(images) == {*FIGURES, AFTER}
+    assert set(images[AFTER]) == {6}
+    assert count == 2 * 4 + 4  # four a round, and at the end the strip, the metric and the curves as well
     assert all(cb.tb_writer is None for cb in trainer.callback_handler.callbacks if hasattr(cb, "tb_writer"))
-
-    # the model that was kept, once the training has closed its writer
-    callback.record.similarity_after = callback.record.rounds[-1].similarity
-    _, before = read_images(tmp_path / "runs")
-    tracking.log_figures(trainer, callback.record, ended=True)
-    images, after = read_images(tmp_path / "runs")
-    assert f"mpruner/similarity_after_{STACK}" in images
-    assert after == before + 4  # and the strip, the metric, the curves
 
 
 class Wandb:
@@ -156,11 +152,6 @@ def test_the_real_wandb_keeps_the_pictures_offline(tmp_path):
     assert pictures == {name.removeprefix("mpruner/") for name in FIGURES}
 
 
-def test_without_an_integration_nothing_is_drawn(make_bert, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "draw_figures", lambda *args, **kwargs: pytest.fail("something was drawn"))
-    run(make_bert, tmp_path)
-
-
 def test_without_matplotlib_it_is_said_once(make_bert, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     module = Wandb()
@@ -187,7 +178,7 @@ def test_an_error_is_logged_and_the_training_goes_on(make_bert, tmp_path, monkey
         yield
 
     monkeypatch.setattr(tracking, "draw_figures", draw)
-    run(make_bert, tmp_path / "again", Stub(Wandb()))
+    tracking.log_figures(trainer, callback.record)
     assert "The figures of this round were not drawn: ZeroDivisionError: a strange report" in caplog.text
 
 
@@ -198,9 +189,13 @@ class Weights(TrainerCallback):
         self.found = [parameter.detach().clone() for parameter in model.parameters()], torch.get_rng_state()
 
 
-def test_figures_change_nothing_of_the_training(make_bert, tmp_path):
+def test_figures_change_nothing_of_the_training_and_none_is_drawn_without_an_integration(
+    make_bert, tmp_path, monkeypatch
+):
     plain, watched = Weights(), Weights()
-    run(make_bert, tmp_path / "plain", plain)
+    with monkeypatch.context() as without:
+        without.setattr(tracking, "draw_figures", lambda *args, **kwargs: pytest.fail("something was drawn"))
+        run(make_bert, tmp_path / "plain", plain)
     run(make_bert, tmp_path / "watched", Stub(Wandb()), watched)
     assert all(torch.equal(a, b) for a, b in zip(plain.found[0], watched.found[0], strict=True))
     assert torch.equal(plain.found[1], watched.found[1])

@@ -151,13 +151,23 @@ def metric_chart(curve: MetricCurve) -> str:
     add(svg, "text", curve.metric, class_="name", text_anchor="middle", **place)
     if curve.limit is not None:
         add(svg, "path", class_="limit", d=_line((left, y(curve.limit)), (width - right, y(curve.limit))))
-        shift = 14 if curve.greater_is_better else -6
-        words = f"worst value allowed: {curve.limit:.4g}"
-        add(svg, "text", words, x=width - right - 4, y=y(curve.limit) + shift, text_anchor="end")
+        words, shift = f"worst value allowed: {curve.limit:.4g}", 14 if curve.greater_is_better else -6
+        end = _free_end([x(size) for size in sizes], 6.3 * len(words), x)
+        add(svg, "text", words, x=end, y=y(curve.limit) + shift, text_anchor="end")
     stays = [(x(point.measured.parameters), y(point.metric)) for point in curve.points if point.accepted]
     add(svg, "path", class_="path", d=_line(*stays))
     _draw_points(svg, curve, x, y)
     return to_text(svg)
+
+
+def _free_end(points: list[float], length: float, axis: Axis) -> float:
+    """Where a text may end so that no point lies above or below it: as far to the right as can be."""
+    last = axis.end - 4
+    ends = [last, *sorted((point - 10 for point in points if point - 10 < last), reverse=True)]
+    free = [
+        end for end in ends if end - length > axis.start and not any(end - length - 8 < p < end + 8 for p in points)
+    ]
+    return (free or ends)[0]
 
 
 def _draw_points(svg: Element, curve: MetricCurve, x: Axis, y: Axis) -> None:
