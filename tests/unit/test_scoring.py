@@ -148,6 +148,15 @@ def test_without_evaluate_a_name_says_what_to_install(monkeypatch):
     assert make_compute_metrics()(CLASSES)["accuracy"] == 0.75
 
 
+def test_an_evaluate_that_is_too_old_says_which_to_install(monkeypatch):
+    def load(*args, **kwargs):
+        raise AttributeError("module 'huggingface_hub.hf_api' has no attribute 'HfFolder'")
+
+    monkeypatch.setattr(evaluate, "load", load)
+    with pytest.raises(ImportError, match=r"could not load 'accuracy' .*HfFolder.*pip install -U 'evaluate>=0\.4\.6'"):
+        make_compute_metrics("accuracy")
+
+
 def test_a_name_with_a_colon_that_exists_is_a_path(tmp_path):
     odd = tmp_path / "a:b=c"
     odd.mkdir()

@@ -57,6 +57,11 @@ def load_metric(spec: str) -> tuple[Any, dict[str, Any]]:
         raise ImportError(
             f"Metric '{name}' needs packages that are not installed: {' '.join(str(error).split())}"
         ) from error
+    except AttributeError as error:  # evaluate before 0.4.6 asks huggingface_hub for what is gone
+        raise ImportError(
+            f"evaluate {evaluate.__version__} could not load '{name}' with this huggingface_hub ({error}): pip install -U "
+            "'evaluate>=0.4.6'."
+        ) from error
     except (OSError, LookupError) as error:  # nltk's resources are looked up
         raise FileNotFoundError(_missing(name, error)) from error
 

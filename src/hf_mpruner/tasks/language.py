@@ -7,10 +7,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ..data import Columns, drop_blank, find_columns, find_max_length, preprocess, quiet_bars, take_columns
+from ..runtime import keep_rng_state
 from .base import Purpose, Settings, Task, refuse_other_roles
 
 if TYPE_CHECKING:
@@ -107,10 +109,11 @@ class FillMask(_LanguageTask):
                 f"fill-mask needs a tokenizer with a mask token, and this {type(processing_class).__name__} has none. Save "
                 "the model's own tokenizer beside it, or name another task with --task."
             )
+        masks = make_masks(processing_class)
         if purpose == "train":
-            return MaskedWhenRead(texts, make_masks(processing_class))
-        masks = make_masks(processing_class, settings.seed)
-        with quiet_bars():
+            return MaskedWhenRead(texts, masks)
+        with quiet_bars(), keep_rng_state():
+            torch.manual_seed(settings.seed)
             return texts.map(lambda example: mask(example, masks), load_from_cache_file=False)
 
     def make_collator(self, model: PreTrainedModel, processing_class: Any) -> Callable[[list[Any]], Any] | None:
@@ -144,11 +147,11 @@ def likeliest_tokens(logits: Any, labels: Tensor) -> Tensor:
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
-def make_masks(tokenizer: Any, seed: int | None = None) -> DataCollatorForLanguageModeling:
-    """What draws masks, from the global random state or (with a seed) from a generator of its own."""
+def make_masks(tokenizer: Any) -> DataCollatorForLanguageModeling:
+    """What draws masks, from the global random state."""
     from transformers import DataCollatorForLanguageModeling
 
-    return DataCollatorForLanguageModeling(tokenizer, mlm_probability=_MASKED_PART, seed=seed)
+    return DataCollatorForLanguageModeling(tokenizer, mlm_probability=_MASKED_PART)
 
 
 def mask(example: Mapping[str, Any], masks: DataCollatorForLanguageModeling) -> dict[str, list[int]]:
