@@ -88,6 +88,8 @@ def test_what_a_trainer_pushes(hub, client, tmp_path, strategy):
             assert pending == PENDING.get(int(commit.title.removesuffix(", checkpoint").rpartition(" ")[2]))
         top = {file for file in files if "/" not in file}
         assert top == {".gitattributes", "notes.md", *MODEL, *OURS}
+        assert files["README.md"].decode().count(f"\n# {strategy}\n") == 1
+        assert "More information needed" not in files["README.md"].decode()  # the words of the Trainer's own card
         assert "- tagged\n" in files["README.md"].decode().split("---")[1]
         if commit.title.startswith("Training"):
             step = commit.title.removesuffix(", checkpoint").removeprefix("Training in progress, ")

@@ -32,7 +32,7 @@ def save(times=1, full=False):
     from hf_mpruner.uploads import parcel
     from hub.push_kit import KEPT, LOG
 
-    trainer, limit = KEPT["trainer"], parcel._IN_MEMORY_BYTES
+    trainer, parcel._IN_MEMORY_BYTES = KEPT["trainer"], 1000  # so that the weights wait as a link
     LOG.take()
 
     def fail(*args, **kwargs):
@@ -44,13 +44,12 @@ def save(times=1, full=False):
         with torch.no_grad():
             trainer.model.classifier.bias += 1
         if full:
-            parcel._IN_MEMORY_BYTES = 1000
             parcel.os = types.SimpleNamespace(link=fail, getpid=os.getpid)
             parcel.shutil = types.SimpleNamespace(copyfile=fail, rmtree=shutil.rmtree)
         try:
             trainer._save_checkpoint(trainer.model, trial=None)
         finally:
-            parcel._IN_MEMORY_BYTES, parcel.os, parcel.shutil = limit, os, shutil
+            parcel.os, parcel.shutil = os, shutil
         trainer.push_in_progress.wait_until_done()
         failed += [str(job.exception()) for job in trainer.push_in_progress.jobs if job.exception()]
     left = [entry.name for entry in pathlib.Path(trainer.args.output_dir).glob("_mpruner*")]

@@ -23,6 +23,7 @@ NEVER_SENT = ("training_args.bin",)
 """The Trainer's arguments, pickled with `hub_token` in clear; no model needs them to load."""
 
 _SECRET_VARIABLE = re.compile(r"(?:TOKEN|API_?KEY|SECRET|PASSWORD)$")
+_TOKEN_PREFIXES = (b"hf_", b"api_org_")
 _TOKEN = rb"(?:hf_|api_org_)[A-Za-z0-9]{30,}"
 # In a pickle a string's length stands before it, which may look like a letter.
 _TOKEN_IN_BINARY, _TOKEN_IN_TEXT = re.compile(_TOKEN), re.compile(rb"(?<![A-Za-z0-9_])" + _TOKEN)
@@ -84,9 +85,12 @@ class Secrets:
         return cls(frozenset(token for token in tokens if len(token) >= _SHORTEST), frozenset(paths))
 
     @cached_property
-    def _tokens(self) -> re.Pattern[bytes] | None:
-        words = sorted((token.encode() for token in self.tokens), key=len, reverse=True)
-        return re.compile(b"|".join(map(re.escape, words))) if words else None
+    def _tokens(self) -> tuple[bytes, ...]:
+        return tuple(token.encode() for token in self.tokens)
+
+    @cached_property
+    def _folders(self) -> tuple[bytes, ...]:
+        return tuple(path.encode() for path in self.paths)
 
     @cached_property
     def _in_text(self) -> re.Pattern[bytes] | None:
@@ -216,12 +220,14 @@ def _search_parts(stream: BinaryIO, size: int, secrets: Secrets) -> Iterator[str
 
 
 def _find(content: bytes, secrets: Secrets, *, binary: bool) -> Iterator[str]:
-    known = secrets._tokens
-    if known is not None and known.search(content):
+    if any(token in content for token in secrets._tokens):
         yield "a token that this machine is logged in with"
-    for match in (_TOKEN_IN_BINARY if binary else _TOKEN_IN_TEXT).finditer(content):
-        if match[0].decode() not in secrets.tokens:
-            yield f"what looks like a token ({match[0][:6].decode()}...)"
+    if any(prefix in content for prefix in _TOKEN_PREFIXES):
+        for match in (_TOKEN_IN_BINARY if binary else _TOKEN_IN_TEXT).finditer(content):
+            if match[0].decode() not in secrets.tokens:
+                yield f"what looks like a token ({match[0][:6].decode()}...)"
+    if not any(path in content for path in secrets._folders):  # a hundred times faster than the expression
+        return
     paths = secrets._in_binary if binary else secrets._in_text
     for match in paths.finditer(content) if paths is not None else ():
         place = match[0].decode(errors="replace")

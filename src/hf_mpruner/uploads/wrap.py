@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import shlex
 from collections.abc import Callable
@@ -92,7 +93,11 @@ class _Pushes:
         check_adapters(self.trainer)
         before = _read(self.output_dir / CARD_NAME)  # the Trainer writes its own over it
         before = before if is_by_hand(before) else None
-        handler = functools.partial(self.at_the_end, before, create_pr, kwargs.get("private"))
+        try:
+            private = inspect.signature(original).bind(*args, **kwargs).arguments.get("private")
+        except TypeError:  # which `original` raises again
+            private = None
+        handler = functools.partial(self.at_the_end, before, create_pr, private)
         with uploads_to(handler):
             return original(*args, **kwargs)
 
