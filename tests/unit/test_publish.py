@@ -70,11 +70,17 @@ def half_a_model(folder):
     next(folder.glob("model-00002*")).unlink()
 
 
+def weights_below(folder):
+    (folder / "onnx").mkdir()
+    (folder / "model.safetensors").rename(folder / "onnx" / "model.safetensors")
+
+
 KEPT = {LAYER_STACK: StackPlan(4, (0, 2))}
 BAD = {
     "no folder": (shutil.rmtree, ValueError, "is no folder. Pass the one that hf-mpruner prune wrote"),
     "no config": (drop("config.json"), ValueError, "has no config.json"),
     "no weights": (drop("model.safetensors"), ValueError, "has no weights (model.safetensors, or its parts). Write"),
+    "weights below": (weights_below, ValueError, "has no weights (model.safetensors, or its parts). Write"),
     "half the weights": (half_a_model, ValueError, "lacks 'model-00002-of-"),
     "adapters": (
         lambda folder: (folder / "adapter_config.json").write_text("{}"),

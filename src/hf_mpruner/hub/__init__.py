@@ -5,7 +5,7 @@ from .commit import Pushed, check_target, commit_files
 from .explain import explain
 from .ids import check_repo_id
 from .leaks import NEVER_SENT, Secrets, find_leaks, is_local, scrub_json
-from .remote import WEIGHTS, Remote, find_remote
+from .remote import WEIGHTS, Remote, find_remote, matches
 from .retry import brief, patiently, status_of
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "find_leaks",
     "find_remote",
     "is_local",
+    "matches",
     "patiently",
     "scrub_json",
     "status_of",

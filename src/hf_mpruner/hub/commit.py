@@ -8,7 +8,6 @@ import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,7 @@ from hf_mpruner.errors import MPrunerError, PushError
 from .account import Account, find_account
 from .explain import explain
 from .ids import check_repo_id
-from .remote import CARD, Remote, find_remote
+from .remote import CARD, Remote, find_remote, matches
 from .retry import brief, patiently, status_of
 
 logger = logging.getLogger(__name__)
@@ -88,7 +87,7 @@ def commit_files(
         token (`str` or `bool`, *optional*): by default the one of `HF_TOKEN` or of `hf auth login`.
         card (callable, *optional*): gets the README.md of the repository (`None`: there is none) and returns the one to
             write. Without it, a README.md among `files` is written only where there is none.
-        replaces (list of `str`): patterns; files of the repository that match one, and are not among `files`, go.
+        replaces (list of `str`): patterns ("*" stays within a folder); files of the repository that match one, and are not among `files`, go.
         check (callable, *optional*): looks at the repository before anything is sent, and raises to stop.
 
     Returns:
@@ -235,11 +234,7 @@ class _Push:
         if text is not None:
             contents[CARD] = text.encode("utf-8")
         adding = [CommitOperationAdd(path, content) for path, content in contents.items()]
-        stale = [
-            name
-            for name in remote.files
-            if name not in contents and any(fnmatchcase(name, pattern) for pattern in self.replaces)
-        ]
+        stale = [name for name in remote.files if name not in contents and matches(name, self.replaces)]
         return [*adding, *(CommitOperationDelete(name) for name in stale)]
 
     def _commit(self, remote: Remote, operations: list[Operation], state: CardState, reason: str) -> Pushed:

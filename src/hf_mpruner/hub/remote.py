@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -49,7 +49,7 @@ class Remote:
     @property
     def weights(self) -> tuple[str, ...]:
         """Files that hold a model's weights."""
-        return tuple(name for name in self.files if any(fnmatchcase(name, pattern) for pattern in WEIGHTS))
+        return tuple(name for name in self.files if matches(name, WEIGHTS))
 
     def check_private(self, asked: bool | None) -> None:
         """Refuse to send to everybody what was meant for few.
@@ -90,6 +90,16 @@ class Remote:
         except ValueError:
             return None
         return values if isinstance(values, dict) else None
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a path fits one of some patterns; "*" stays within a folder.
+
+    Example:
+        >>> matches("model.safetensors", WEIGHTS), matches("onnx/model.safetensors", WEIGHTS)
+        (True, False)
+    """
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def find_remote(repo_id: str, revision: str | None = None, token: str | bool | None = None) -> Remote | None:

@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hf_mpruner.config import CONFIG_NAME, PruningConfig
 from hf_mpruner.errors import MPrunerError, PlanMismatchError, PushError
-from hf_mpruner.hub import NEVER_SENT, WEIGHTS, Secrets, find_leaks, scrub_json
+from hf_mpruner.hub import NEVER_SENT, WEIGHTS, Secrets, find_leaks, matches, scrub_json
 from hf_mpruner.plan import PLAN_NAME, PruningPlan
 from hf_mpruner.record import RECORD_NAME, PruningRecord
 from hf_mpruner.report import REPORT_NAME, PruningReport
@@ -179,7 +179,7 @@ def _check_complete(root: Path, files: tuple[str, ...]) -> None:
         )
     if "config.json" not in files:
         raise ValueError(f"'{root}' has no config.json. Pass the folder that model.save_pretrained wrote.")
-    weights = [name for name in files if any(fnmatchcase(name, pattern) for pattern in WEIGHTS)]
+    weights = [name for name in files if matches(name, WEIGHTS)]
     tensors = [name for name in weights if not name.endswith(".index.json")]
     if not tensors:
         raise ValueError(

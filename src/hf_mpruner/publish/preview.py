@@ -6,12 +6,11 @@ import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from huggingface_hub.errors import RevisionNotFoundError
 
 from hf_mpruner.errors import PushError
-from hf_mpruner.hub import WEIGHTS, Remote, brief, explain, find_remote, patiently
+from hf_mpruner.hub import WEIGHTS, Remote, brief, explain, find_remote, matches, patiently
 
 from .folder import CARD, read_folder
 from .push import Target, check_target_of, secrets_for
@@ -72,11 +71,7 @@ def preview_push(
         sizes[CARD] = len(text.encode("utf-8"))
     else:
         sizes.pop(CARD, None)
-    stale = [
-        name
-        for name in (remote.files if remote else ())
-        if name not in sizes and any(fnmatchcase(name, pattern) for pattern in WEIGHTS)
-    ]
+    stale = [name for name in (remote.files if remote else ()) if name not in sizes and matches(name, WEIGHTS)]
     return PushPreview(full, dict(sorted(sizes.items())), tuple(stale), state, tuple(lines))
 
 
