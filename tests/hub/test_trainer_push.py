@@ -139,7 +139,14 @@ def resume(repo_id, revision, target, folder):
 
 def test_a_hand_written_card_and_the_arguments_of_the_trainers_card(hub, client, tmp_path):
     """The Hub's card keeps its words; what is passed to `push_to_hub` for the card is in its metadata."""
-    repo = hub.add_repo("ann/carded", {"README.md": CARD})
+    old = {
+        "model.safetensors.index.json": b'{"weight_map": {}}',
+        "model-00001-of-00002.safetensors": b"of a larger model",
+    }
+    repo = hub.add_repo("ann/carded", {"README.md": CARD, **old})
+    (tmp_path / "out").mkdir()
+    for name, content in old.items():
+        (tmp_path / "out" / name).write_bytes(content)
     final = {
         "license": "apache-2.0",
         "language": "en",
@@ -153,6 +160,7 @@ def test_a_hand_written_card_and_the_arguments_of_the_trainers_card(hub, client,
         text = commit.files["README.md"].data.decode()
         assert text.startswith("---\nlicense: mit\ntags:\n- mine\n")
         assert "# Written by hand\n\nRead me first.\n" in text
+        assert not old.keys() & commit.files.keys()
         assert text.count("<!-- hf_mpruner: begin -->") == 1
     card = repo.files()["README.md"].decode()
     metadata = card.split("---")[1]

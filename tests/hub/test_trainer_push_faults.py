@@ -202,3 +202,27 @@ def test_a_card_that_the_hub_cannot_tell_about_is_not_written_over(hub, client, 
     assert repo.files()["README.md"].startswith(b"---\n")
     assert b"# By hand\n" in repo.files()["README.md"]
     assert json.loads(repo.files()["pruning_plan.json"])
+
+
+def push_another():
+    """`trainer.push_to_hub` with a layer taken out by hand."""
+    from hub.push_kit import KEPT
+
+    layers = KEPT["trainer"].model.bert.encoder.layer
+    last = layers[-1]
+    del layers[-1]
+    try:
+        KEPT["trainer"].push_to_hub()
+    finally:
+        layers.append(last)
+
+
+def test_a_model_that_is_not_the_runs_is_not_pushed_with_its_plan(hub, client, shaken):
+    before = commits(hub)
+    failure = client.fails(push_another)
+    assert failure.is_a("PushError")
+    assert (
+        "The model has {'bert.encoder.layer': 1} layers, but the pruning run ended with {'bert.encoder.layer': 2}"
+        in failure.message
+    )
+    assert commits(hub) == before

@@ -20,7 +20,7 @@ from hf_mpruner.hub import Secrets
 from hf_mpruner.uploads import check_pushes, limits, parcel, sweep_parcels
 from hf_mpruner.uploads.checkpoints import add_checkpoint
 from hf_mpruner.uploads.pages import check_depths, is_by_hand, plan_of_weights
-from hf_mpruner.uploads.parcel import Parcel, names_to_push
+from hf_mpruner.uploads.parcel import Parcel, names_to_push, written_weights
 from hf_mpruner.uploads.redirect import Upload, uploads_to
 from trainer_kit import STACK, Scripted, add, build_trainer
 
@@ -43,6 +43,18 @@ def test_files_that_travel(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     assert names_to_push(tmp_path, ["_*", "checkpoint-*"]) == ["config.json", "plots/a.png", "runs/1/events"]
+
+
+def test_weights_of_an_earlier_save_are_told_apart(make_bert, tmp_path):
+    shards = {"model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+    for size, expected in ((None, {"model.safetensors"}), ("100KB", shards), (None, {"model.safetensors"})):
+        make_bert().save_pretrained(tmp_path, **({} if size is None else {"max_shard_size": size}))
+        assert written_weights(tmp_path) == expected
+    assert {"model.safetensors.index.json"} <= {file.name for file in tmp_path.iterdir()}  # it was left there
+    for name in ("pytorch_model.bin", "notes.bin"):
+        (tmp_path / "bins").mkdir(exist_ok=True)
+        (tmp_path / "bins" / name).write_text("x")
+    assert written_weights(tmp_path / "bins") == {"pytorch_model.bin"}
 
 
 def test_a_parcel_is_not_changed_by_what_is_written_later(tmp_path, monkeypatch):

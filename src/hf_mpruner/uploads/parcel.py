@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import shutil
@@ -141,6 +142,16 @@ def names_to_push(folder: Path, ignored: Iterable[str] = ()) -> list[str]:
 def is_top_weights(name: str) -> bool:
     """Whether transformers gives this name to a model's weights, at the top of a repository."""
     return any(fnmatchcase(name, pattern) for pattern in TOP_WEIGHTS)
+
+
+def written_weights(folder: Path) -> set[str]:
+    """The weights that the newest save into a folder wrote; others may lie there, of a model that was larger."""
+    whole, index = folder / TOP_WEIGHTS[0], folder / TOP_WEIGHTS[1]
+    if index.is_file() and not (whole.is_file() and whole.stat().st_mtime_ns >= index.stat().st_mtime_ns):
+        return {index.name, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    if whole.is_file():
+        return {whole.name}
+    return {file.name for file in folder.iterdir() if is_top_weights(file.name)}
 
 
 def sweep_parcels(output_dir: Path) -> None:

@@ -32,7 +32,7 @@ from .pages import (
     metadata_alone,
     plan_of_weights,
 )
-from .parcel import TOP_WEIGHTS, Parcel, is_top_weights, names_to_push
+from .parcel import TOP_WEIGHTS, Parcel, is_top_weights, names_to_push, written_weights
 from .redirect import Upload, uploads_to
 
 if TYPE_CHECKING:
@@ -163,14 +163,14 @@ class _Pushes:
         self, parcel: Parcel, upload: Upload, checkpoint: Path | None, local: str | None, before: str | None = None
     ) -> str | None:
         """Fill a parcel with what lies in the output folder, and with our files; returns the card."""
+        weights = written_weights(upload.folder if checkpoint is None else checkpoint)
         for name in names_to_push(upload.folder, upload.ignored):
+            if name == CARD_NAME or (is_top_weights(name) and name not in weights):
+                continue
             file, lasting = upload.folder / name, None if checkpoint is None else checkpoint / name
             if lasting is not None and not (lasting.is_file() and lasting.stat().st_size == file.stat().st_size):
-                if is_top_weights(name):
-                    continue  # of a larger model
                 lasting = None
-            if name != CARD_NAME:
-                parcel.add(name, file, lasting=lasting, as_is=checkpoint is None and not upload.background)
+            parcel.add(name, file, lasting=lasting, as_is=checkpoint is None and not upload.background)
         run = self.find_run()
         if run is None:
             return None if find_leaks((local or "").encode(), parcel.secrets) else local
