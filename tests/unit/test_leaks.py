@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import zipfile
 
@@ -50,6 +51,9 @@ def test_a_pickle_whose_string_has_a_letter_before_it(tmp_path):
     expected = ["what looks like a token (hf_ZZZ...)", "a path in '/home/ann'"]
     assert find_leaks(tmp_path / "args.bin", SECRETS) == expected
     assert find_leaks(content, SECRETS) == expected
+    short = pickle.dumps({"output_dir": path, "hub_token": "hf_" + "Z" * 62}, protocol=4)
+    assert b"Ahf_ZZ" in short
+    assert find_leaks(short, SECRETS) == expected
     torch.save({"output_dir": path}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     assert find_leaks(tmp_path / "old.bin", SECRETS) == ["a path in '/home/ann'"]
     torch.save("/home/ann", tmp_path / "home.bin")  # and a letter after it
