@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 
 import pytest
@@ -36,6 +37,9 @@ A = ours("first", license="mit", **{"model-index": index(0.9)})
 B = ours("second", base_model="a/b", base_model_relation="finetune", **{"model-index": index(0.8)})
 # Cards that a person may have; no two of a kind.
 THEIRS = {
+    "nothing but metadata": "---\nlicense: apache-2.0\n---",
+    "a text at the end of the metadata": "---\n# why\nmine: |\n  one\n  two\n---\n# Mine\n",
+    "false as a value": "---\nmodel-index: no\nwidget: no\n---\n# Mine\n",
     "text only": "# Mine\n\nWritten by hand.\n",
     "no newline at the end": "# Mine",
     "metadata with comments": "---\n# why\nlicense: apache-2.0 # mine\ntags:\n- x\n# below\nother: [1, 2]\n---\n# Mine\n",
@@ -84,13 +88,71 @@ def test_nothing_of_theirs_is_lost(theirs):
         for key, value in read_metadata(theirs).items():
             if key == "tags" and value:
                 assert read_metadata(text)[key][:1] == (value if isinstance(value, list) else [value])
-            elif key != "model-index" and value not in (None, "") and not theirs.startswith(A[:40]):
+            elif (
+                (key != "model-index" or value is False) and value not in (None, "") and not theirs.startswith(A[:40])
+            ):
                 assert read_metadata(text)[key] == value
         assert "pruned" in read_metadata(text)["tags"]
         assert read_metadata(text)["library_name"] == "transformers"
     assert once.count("\r\n") == 0 or "\r\n" in theirs
     if old.get("license"):
         assert read_metadata(twice)["license"] == old["license"]
+
+
+VALUES = [
+    "x", "'no'", "no", "1.0", "null", "''", "[a, b]", "[a,\n  b]", "\n- a\n- b", "\n  - a  # c\n  - b", "{a: 1}", "\n  a: 1\n  b:\n  - 2",
+    "|\n  text\n  more", ">-\n  fold\n  ed", "2020-01-01", '"q: #"',
+]  # fmt: skip
+KEYS = [*read_metadata(A), *read_metadata(B), "datasets", "widget", "bar baz", "1", "no", "'quoted'"]
+LINES = [
+    "# Title",
+    "",
+    "text",
+    "---",
+    BEGIN,
+    END,
+    "```yaml\na: 1\n```",
+    "<!-- c -->",
+    "- item",
+    "a: b",
+    "  indented",
+    "é🤗",
+]
+
+
+def random_card(rng):
+    front = ""
+    for key in rng.sample(sorted(set(KEYS)), rng.randrange(6)):
+        value = rng.choice(VALUES)
+        front += rng.choice(["", "", "# comment\n", "\n", "  # indented\n"])
+        front += f"{key}:{'' if value.startswith(chr(10)) else ' '}{value}{rng.choice(['', ' # c'])}\n"
+    body = "\n".join(rng.choice(LINES) for _ in range(rng.randrange(9))) + rng.choice(["", "\n", "\n\n\n"])
+    card = rng.choice(["---\n{}---\n{}", "\n---\n{}---\n{}"]).format(front, body) if rng.random() < 0.8 else f"{body}."
+    return card.replace("\n", rng.choice(["\n", "\n", "\r\n"]))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nothing_of_random_cards_is_lost(seed):
+    rng = random.Random(seed)
+    for _ in range(50):
+        theirs = random_card(rng)
+        try:
+            old = read_metadata(theirs)
+        except ValueError:
+            continue
+        once = merge_card(theirs, A)
+        twice = merge_card(once, B)
+        assert merge_card(once, A) == once
+        assert merge_card(twice, B) == twice
+        assert outside(twice).startswith(outside(theirs))
+        assert outside(twice)[len(outside(theirs)) :].strip() == ""
+        new = read_metadata(twice)
+        for key, value in old.items():
+            if value not in (None, "", [], {}) and key != "tags":
+                assert new[key] == value, theirs
+        have = old.get("tags")
+        have = have if isinstance(have, list) else [] if have in (None, "", {}) else [have]
+        assert new["tags"][: len(have)] == have
 
 
 def test_without_a_card_it_is_ours():

@@ -52,9 +52,8 @@ def read_metadata(text: str) -> dict[str, Any]:
     Raises:
         ValueError: if what is between the two `---` is no YAML, or no keys and values.
     """
-    front = split_card(text).yaml
     try:
-        values = yaml.safe_load(front)
+        values = yaml.safe_load(split_card(text).yaml + "\n")  # a text that ends the block keeps its last newline
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(

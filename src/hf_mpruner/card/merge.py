@@ -46,7 +46,8 @@ def merge_card(existing: str | None, ours: str) -> str:
         body = _merge_body(theirs.body, text.replace("\n", newline), newline)
     if not front:
         return body
-    opening, closing = (theirs.opening, theirs.closing) if theirs.opening else (f"---{newline}", f"---{newline}")
+    opening = theirs.opening or f"---{newline}"
+    closing = theirs.closing if theirs.closing.endswith(("\n", "\r")) else f"---{newline}"
     return opening + front.replace("\n", newline) + closing + body
 
 
@@ -85,7 +86,7 @@ def _merge_metadata(
             merged[key] = ours[key] = value
     index, own = _merge_index(old.get(_INDEX), new.get(_INDEX, []), written.get(_INDEX, ()))
     merged.pop(_INDEX, None)
-    if index:
+    if not _is_empty(index):
         merged[_INDEX] = index
     return merged, {**ours, **({_INDEX: own} if own else {})}
 
