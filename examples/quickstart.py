@@ -16,10 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
-from sklearn.datasets import load_digits
+from datasets import DatasetDict
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -38,18 +36,10 @@ from hf_mpruner.data import find_columns, load_data, preprocess
 
 def digits_model_and_data():
     """A 12-layer ViT with random weights, its image processor, and the digits in three parts that share no image."""
+    from offline_data import digits
     from transformers import ViTImageProcessor  # here, since it speaks up on import where torchvision is missing
 
-    digits = load_digits()
-    images = (digits.images / 16.0).astype(np.float32)[:, None]  # (1797, 1, 8, 8), 0..1
-    order = np.random.default_rng(0).permutation(len(images))
-    parts = {"train": order[:1100], "validation": order[1100:1400], "test": order[1400:]}
-    data = DatasetDict(
-        {
-            name: Dataset.from_dict({"pixel_values": images[rows], "labels": digits.target[rows]}).with_format("torch")
-            for name, rows in parts.items()
-        }
-    )
+    data = digits()
     config = ViTConfig(
         num_hidden_layers=12, hidden_size=48, num_attention_heads=4, intermediate_size=96,
         image_size=8, patch_size=2, num_channels=1, num_labels=10,
@@ -85,8 +75,8 @@ def accuracy(prediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def main() -> None:
-    """Fine-tune, prune, measure on images that neither saw, save."""
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    """Options; `--model` and `--dataset` are both given, or neither."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", help="a Hub id or folder of an image classifier (default: a small ViT from scratch)"
@@ -98,10 +88,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60, help="ordinary training before pruning")
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--recovery_epochs", type=int, default=4)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if (options.model is None) != (options.dataset is None):
         parser.error("--model and --dataset go together")
+    return options
 
+
+def main(argv: list[str] | None = None) -> None:
+    """Fine-tune, prune, measure on images that neither saw, save."""
+    options = parse_options(argv)
     started = time.perf_counter()
     set_seed(0)
     logging.set_verbosity_error()
@@ -151,7 +146,12 @@ def main() -> None:
 
     # 3. What came of it: an ordinary checkpoint, and the evidence.
     folder = write_artifacts(
-        options.output_dir / "model", model=model, processing_class=processor, report=callback.report, config=config
+        options.output_dir / "model",
+        model=model,
+        processing_class=processor,
+        report=callback.report,
+        config=config,
+        overwrite=True,
     )
     reloaded = AutoModelForImageClassification.from_pretrained(folder)
     again = Trainer(reloaded, trainer.args, compute_metrics=accuracy).predict(data["test"]).metrics

@@ -1,7 +1,7 @@
 """The pages do what they say: python blocks run, command lines parse or run, links and files exist.
 
 Convention: the ```python blocks of a page run in order, in one namespace, in an empty folder, offline; a command line
-that starts with `hf-mpruner` runs the same way. A block after `<!-- not run: reason -->` does not: its python must
+that starts with `hf-mpruner` runs the same way, and one that starts a script of examples/ must parse. A block after `<!-- not run: reason -->` does not: its python must
 compile and its command lines must parse.
 """
 
@@ -19,7 +19,11 @@ from hf_mpruner import cli
 from hf_mpruner.cli.parser import Parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")),
+    *(ROOT / name for name in ("model_cards/README.md",) if (ROOT / name).exists()),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 FENCED = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -58,13 +62,35 @@ def find_commands(block: Block) -> list[list[str]]:
     return [line[1:] for line in words if line and line[0] == "hf-mpruner"]
 
 
+def find_example_calls(block: Block) -> list[list[str]]:
+    """The lines that start a script of examples/, whatever starts it, as its path and its arguments."""
+    lines = [
+        shlex.split(line.removeprefix("$ "), comments=True) for line in block.code.replace("\\\n", " ").splitlines()
+    ]
+    return [
+        line[number:]
+        for line in lines
+        for number, word in enumerate(line)
+        if word.startswith("examples/") and word.endswith(".py")
+    ]
+
+
 TEXTS = {name_of(path): path.read_text() for path in PAGES}
+SHELLS = {"bash", "sh", "console", "shell"}
 BLOCKS = [block for page, text in TEXTS.items() for block in find_blocks(page, text)]
 COMMANDS = [
     pytest.param(command, block.reason, id=f"{block.page}:{block.line}:{' '.join(command)[:60]}")
     for block in BLOCKS
-    if block.language in {"bash", "sh", "console", "shell"}
+    if block.language in SHELLS
     for command in find_commands(block)
+]
+
+
+EXAMPLE_CALLS = [
+    pytest.param(call, id=f"{block.page}:{block.line}:{' '.join(call)[:80]}")
+    for block in BLOCKS
+    if block.language in SHELLS
+    for call in find_example_calls(block)
 ]
 
 
@@ -91,6 +117,14 @@ def test_commands_run_or_parse(
     else:
         monkeypatch.chdir(tmp_path)
         assert cli.main(command) == 0
+
+
+@pytest.mark.parametrize("call", EXAMPLE_CALLS)
+def test_example_commands_parse(call: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    script, *arguments = call
+    assert (ROOT / script).is_file()
+    import_module(Path(script).stem).parse_options(arguments)
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -139,3 +173,5 @@ def test_blocks_and_commands_are_found() -> None:
     assert code == Block("toy", 3, "python", "x = 1\n", "")
     assert (shell.language, shell.reason) == ("bash", "downloads a model")
     assert find_commands(shell) == [["inspect", "bert-base-uncased", "--json"]]
+    started = Block("toy", 1, "bash", "A=b torchrun --nproc_per_node 2 examples/x.py --offline  # c\n", "")
+    assert find_example_calls(started) == [["examples/x.py", "--offline"]]
