@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: style quality test test-all docs-check zoo help
+.PHONY: style quality test test-all docs-check zoo model_cards notebook help
 
 style:  ## rewrite: sorted imports, one format
 	$(PYTHON) -m ruff check --fix .
@@ -26,5 +26,11 @@ zoo:  ## every model type of the installed transformers, and docs/architectures.
 	PYTHONPATH=src:tests/architectures $(PYTHON) -m zoo.sweep --jobs 2 --output runs/zoo.jsonl; swept=$$?; \
 	PYTHONPATH=src:tests/architectures $(PYTHON) -m zoo.table runs/zoo.jsonl --output docs/architectures.md && exit $$swept
 
+model_cards:  ## train and prune the small models of the examples again, and model_cards/ from them (five minutes or so)
+	PYTHONPATH=src $(PYTHON) reproduce/model_cards.py --output_dir model_cards
+
+notebook:  ## run examples/pruning_tour.ipynb and keep what it shows
+	PYTHONPATH=src $(PYTHON) reproduce/notebook.py
+
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z_-]*\):  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14

@@ -51,7 +51,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--offline", action="store_true", help="small model and data, nothing is downloaded")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M", help="Hub id or folder (%(default)s)")
     parser.add_argument("--dataset", default="Salesforce/wikitext", help="with a column text (%(default)s)")
-    parser.add_argument("--dataset_config", default="wikitext-2-raw-v1", help="%(default)s")
+    parser.add_argument("--dataset_config", default="wikitext-2-raw-v1", help="'' if it has none (%(default)s)")
     parser.add_argument("--output_dir", default="causal-lm-out", type=Path)
     parser.add_argument("--epochs", default=1, type=int, help="of fine-tuning, before anything is cut (%(default)s)")
     parser.add_argument("--recovery_epochs", default=1, type=int, help="between a cut and its verdict (%(default)s)")
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         model = AutoModelForCausalLM.from_pretrained(options.model)
-        data = load_dataset(options.dataset, options.dataset_config)
+        data = load_dataset(options.dataset, options.dataset_config or None)
     data = blocks_of_tokens(data, tokenizer, options.block_size)
     if options.max_examples:
         data = DatasetDict(

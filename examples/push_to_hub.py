@@ -107,7 +107,14 @@ def main(argv: list[str] | None = None) -> None:
 
     # Cut, judge, keep or go back, until no round is left; nothing is trained.
     config = PruningConfig(threshold=options.threshold, max_metric_drop=options.max_metric_drop)
-    report = prune_(model, config, calibration=data["train"], processing_class=tokenizer, evaluate=evaluate)
+    report = prune_(
+        model,
+        config,
+        calibration=data["train"],
+        processing_class=tokenizer,
+        evaluate=evaluate,
+        eval_dataset=data["validation"],  # so that report and card know what judged
+    )
     print(f"\n{report}\n\n{report.plan}\n")
 
     # The folder is complete before anything is sent, and stays whatever comes of the push.

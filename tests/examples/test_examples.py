@@ -8,13 +8,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+from transformers import AutoModelForImageClassification, EvalPrediction, Trainer, TrainingArguments
 from transformers.utils import logging as chatter
 
 from hf_mpruner import PruningPlan, PruningReport
@@ -178,6 +180,94 @@ def test_the_whole_offline_run_keeps_its_promise(name, tmp_path, capsys):
     accepted = [round_ for round_ in report.rounds if round_.verdict == "accepted"]
     assert accepted
     assert all(round_.drop <= options.max_metric_drop for round_ in accepted)
+
+
+def save_for_loading(name, folder):
+    """The offline model and data as a user's own folders, so that the code for the Hub loads them; the arguments."""
+    model, processor, data = script(name).offline_model_and_data()
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    data = data.map(lambda row: row)  # without its format
+    if name == "image_classification":
+        from PIL import Image
+
+        for part in ("train", "validation"):  # the test part is then a half of the other
+            for number, (pixels, label) in enumerate(zip(*data[part].with_format("numpy")[:40].values(), strict=True)):
+                file = folder / "data" / part / str(label) / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((pixels[0] * 255).astype("uint8")).save(file)
+        return []
+    if name == "question_generation":
+        del data["test"]  # as SQuAD has none
+        data = data.map(
+            lambda row: {"context": row["text"], "question": row["target"], "answers": {"text": [row["text"][:9]]}},
+            remove_columns=["text", "target"],
+        )
+    for part, rows in data.items():
+        (folder / "data").mkdir(exist_ok=True)
+        rows.select(range(min(60, len(rows)))).to_parquet(folder / "data" / f"{part}.parquet")
+    return ["--dataset_config", ""] if name == "causal_lm" else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text_classification", "question_generation", "image_classification", "causal_lm"])
+def test_what_is_loaded_by_name_is_pruned_the_same_way(name, tmp_path, capsys):
+    more = save_for_loading(name, tmp_path)
+    if name == "image_classification":  # its images have three channels there
+        from transformers import ResNetConfig, ResNetForImageClassification
+
+        small = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[3, 3], layer_type="basic", num_labels=4)
+        ResNetForImageClassification(small).save_pretrained(tmp_path / "model")
+    if name == "causal_lm":
+        more += ["--block_size", "32"]
+    words = [word for word in QUICK if word != "--offline"] + ["--recovery_epochs", "1", "--max_examples", "20", *more]
+    where = [
+        "--model",
+        str(tmp_path / "model"),
+        "--dataset",
+        str(tmp_path / "data"),
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    script(name).main([*words, *where])
+    check_output(
+        capsys.readouterr().out, tmp_path / "o" / "model", AUTO_CLASSES.get(name, "AutoModelForSequenceClassification")
+    )
+
+
+def test_metrics_of_text_are_perfect_for_the_right_text_and_see_no_padding(monkeypatch):
+    module = script("question_generation")
+
+    class NoSynonyms:  # instead of WordNet, which is downloaded
+        @staticmethod
+        def synsets(word):
+            return []
+
+    monkeypatch.setattr(module, "meteor_score", partial(module.meteor_score, wordnet=NoSynonyms))
+    tokenizer = script("offline_data").train_tokenizer(["one small step for a man"], vocab_size=300, form="$A [EOS]")
+    right, wrong = (tokenizer(text)["input_ids"] for text in ("one small step for a man", "for a small one, a step"))
+    padded = np.array([right + [-100] * 3])
+    perfect = module.text_metrics(tokenizer, meteor=True)(EvalPrediction(np.array([right]), padded))
+    assert perfect["bleu"] == pytest.approx(1.0)
+    assert perfect["rougeL"] == 1.0
+    assert perfect["meteor"] > 0.99
+    other = module.text_metrics(tokenizer, meteor=False)(EvalPrediction(np.array([wrong]), padded))
+    assert set(other) == {"bleu", "rougeL"}
+    assert 0 < other["rougeL"] < 1
+
+
+def test_without_wordnet_meteor_is_left_out_and_it_is_said_how_to_get_it(monkeypatch, capsys):
+    module = script("question_generation")
+
+    def missing():
+        raise LookupError("wordnet")
+
+    monkeypatch.setattr(module.nltk.corpus, "wordnet", SimpleNamespace(ensure_loaded=missing))
+    monkeypatch.setattr(module.nltk, "download", lambda *_, **__: pytest.fail("nothing may be downloaded offline"))
+    assert module.has_wordnet(may_download=False) is False
+    assert "python -m nltk.downloader wordnet" in capsys.readouterr().out
+    monkeypatch.setattr(module.nltk, "download", lambda name, quiet: name == "wordnet")
+    assert module.has_wordnet(may_download=True) is True
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
