@@ -106,13 +106,11 @@ def make(source: Source, folder: Path, run: Path) -> None:
     for name in KEPT:
         if (run / "model" / name).is_file():
             shutil.copy(run / "model" / name, folder / name)
-    # From the table on, without the lines that name folders of this machine.
-    printed = run.joinpath(PRINTED).read_text(encoding="utf-8")
-    table = printed[printed.index("\nround ") + 1 :].splitlines()
-    kept = [line.partition(f" after loading {run}")[0].rstrip(", ") for line in table]
-    folder.joinpath(PRINTED).write_text(
-        "\n".join(line for line in kept if str(run) not in line).strip() + "\n", encoding="utf-8"
-    )
+    # What follows the table, which is in the card, without the line that names a folder of this machine.
+    printed = run.joinpath(PRINTED).read_text(encoding="utf-8").replace(f"loading {run / 'model'}", "loading it")
+    lines = printed[printed.index("\nround ") + 1 :].partition("\n\n")[2].splitlines()
+    kept = [line for line in lines if str(run) not in line]
+    folder.joinpath(PRINTED).write_text("\n".join(kept).strip() + "\n", encoding="utf-8")
 
 
 def tested(folder: Path) -> list[str]:
@@ -134,7 +132,7 @@ def render(name: str, folder: Path) -> None:
         "The numbers below are of the examples that judged the rounds. On test examples that decided nothing:",
         "\n".join(f"- {line}" for line in tested(folder)),
         "The uncut model is small and trained for a minute, so part of what a round gains is more training. The weights "
-        f"are not kept: the command writes them into `OUTPUT_DIR/model`. What it printed is in [{PRINTED}]({PRINTED}).",
+        f"are not kept: the command writes them into `OUTPUT_DIR/model`. What it printed after the table below is in [{PRINTED}]({PRINTED}).",
     ]
     write_pages(
         folder,
