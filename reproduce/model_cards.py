@@ -165,7 +165,7 @@ def index(output: Path) -> str:
             "",
             "Models that the scripts of [examples](../examples/README.md) have made, offline, and what hf_mpruner wrote of",
             "each: a card, the plan, the report as JSON and as a page, plots; no weights. All of it is made again by",
-            "`make model_cards`, in five minutes or so on two cores.",
+            "`make model_cards`: five minutes of one core, if it has nothing else to do.",
             "",
             "| model | layers of each stack | parameters | judged by | rounds accepted | made by |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -173,7 +173,7 @@ def index(output: Path) -> str:
             "",
             "A round's judge is a validation set; each card also has the numbers of a test set that decided nothing. These",
             "models are tiny and trained for a minute: they show what is measured and written down, not how far a",
-            "pretrained model can be cut.",
+            "pretrained model can be cut. Times and latencies are rough: nothing kept the machine idle.",
             "",
         ]
     )

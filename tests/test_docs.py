@@ -1,8 +1,8 @@
 """The pages do what they say: python blocks run, command lines parse or run, links and files exist.
 
 Convention: the ```python blocks of a page run in order, in one namespace, in an empty folder, offline; a command line
-that starts with `hf-mpruner` runs the same way, and one that starts a script of examples/ must parse. A block after `<!-- not run: reason -->` does not: its python must
-compile and its command lines must parse.
+that starts with `hf-mpruner` runs the same way, and one that starts a script of examples/ must parse. A block after
+`<!-- not run: reason -->` does not run: its python must compile and its command lines must parse.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hf_mpruner.cli.parser import Parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")),
-    *(ROOT / name for name in ("model_cards/README.md",) if (ROOT / name).exists()),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / folder / "README.md" for folder in ("examples", "model_cards")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 FENCED = re.compile(
