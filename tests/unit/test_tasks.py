@@ -285,6 +285,15 @@ def test_the_decoder_is_fed_with_the_target():
     assert options == {"predict_with_generate": True, "generation_max_length": 7}
 
 
+def test_a_tokenizer_of_many_languages_must_know_which(tokenizer):
+    many = SimpleNamespace(src_lang="en_XX", tgt_lang=None)
+    with pytest.raises(
+        ValueError,
+        match=r"SimpleNamespace marks the languages .* tgt_lang is not set.*src_lang='en_XX', tgt_lang='de_DE'",
+    ):
+        prepared("text2text-generation", pair_rows(), many, "train")
+
+
 def test_what_the_hub_calls_a_text_to_text_model_is_said_by_the_user():
     config = T5Config(architectures=["T5ForConditionalGeneration"])
     assert find_task(config).pipeline_tag is None

@@ -109,7 +109,7 @@ def rehearse(trainer: Trainer, config: PruningConfig, inputs: Inputs) -> Pruning
         chosen = choose_metric(values, config.metric, config.greater_is_better)
     except ValueError as error:
         raise UsageError(
-            f"{error} On the command line: --metric NAME, --greater_is_better or its opposite."
+            f"{error} On the command line: --metric NAME, --greater_is_better or --no_greater_is_better."
         ) from error
     return dataclasses.replace(config, metric=chosen.name)
 

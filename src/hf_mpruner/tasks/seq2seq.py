@@ -31,7 +31,17 @@ class TextToText(Task):
         settings: Settings,
         purpose: Purpose,
     ) -> Any:
-        """Token ids of the source, and of the target as `labels`, from which the collator makes decoder inputs."""
+        """Token ids of the source, and of the target as `labels`, from which the collator makes decoder inputs.
+
+        Raises:
+            ValueError: for a cell that is empty, or a tokenizer of many languages that does not know which is wanted.
+        """
+        if getattr(processing_class, "tgt_lang", "") is None:
+            raise ValueError(
+                f"{type(processing_class).__name__} marks the languages of both texts, and its tgt_lang is not set. Load it "
+                "once with both, and save it beside the model: AutoTokenizer.from_pretrained(model, src_lang='en_XX', "
+                "tgt_lang='de_DE').save_pretrained(folder)."
+            )
         source, target = columns.inputs[0], str(columns.label)
         most = find_max_length(processing_class, model.config)
         limit, target_limit = settings.max_length or most, settings.max_target_length or most
