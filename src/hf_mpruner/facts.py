@@ -111,7 +111,11 @@ def write_facts(record: PruningRecord, trainer: Trainer, calibration: Mapping[st
     record.data["calibration"] = dict(calibration)
     if trainer.train_dataset is not None:
         record.data["training"] = describe_data(trainer.train_dataset, "training set")
-    record.training = training_facts(trainer)
+    earlier, record.training = record.training, training_facts(trainer)
+    if earlier and "optim" not in earlier and earlier.get("optimizer") == record.training.get("optimizer"):
+        # a run that is gone on with: groups of layers that were cut are not in the user's optimizer any more
+        record.training.pop("optim", None)
+        record.training |= {name: earlier[name] for name in ("learning_rate", "weight_decay") if name in earlier}
     # of scoring.ComputeMetrics, which goes on filling it with each evaluation
     record.metric_sources = getattr(trainer.compute_metrics, "sources", record.metric_sources)
     record.versions, record.device = library_versions(), describe_device(trainer.args.device)
@@ -144,10 +148,11 @@ def _optimizer_facts(trainer: Trainer) -> dict[str, Any]:
     optimizer: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     name, groups = type(optimizer).__name__, optimizer.param_groups
     rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
-    if name.lower() in asked["optim"].replace("_", "") and rates == [args.learning_rate]:
+    decays = sorted({float(group["weight_decay"]) for group in groups if "weight_decay" in group})
+    as_asked = rates == [args.learning_rate] and set(decays) <= {0.0, args.weight_decay}
+    if as_asked and name.lower() in asked["optim"].replace("_", ""):
         return {**asked, "optimizer": name}
     # made by the user: the arguments say nothing of it
-    decays = sorted({float(group["weight_decay"]) for group in groups if "weight_decay" in group})
     return {
         "optimizer": name,
         "learning_rate": rates[0] if len(rates) == 1 else rates,

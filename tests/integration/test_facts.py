@@ -14,7 +14,9 @@ from transformers import BertConfig, BertForTokenClassification, Trainer, Traine
 
 from hf_mpruner import LayerPruningCallback, PruningConfig, PruningReport, __version__, find_block_stacks, prune_
 from hf_mpruner.environment import describe_device, library_versions
+from hf_mpruner.facts import write_facts
 from hf_mpruner.intervals import wilson_interval
+from hf_mpruner.record import PruningRecord
 from trainer_kit import Rows, Scripted, accuracy, add, assert_same, build_trainer, everything
 
 ALIKE = {"threshold": 0.0, "max_metric_drop": 1.0, "calibration_samples": 12, "calibration_batch_size": 8}
@@ -146,6 +148,19 @@ def test_an_optimizer_and_a_schedule_of_the_user_speak_for_themselves(make_bert,
     assert found == {"optimizer": "SGD", "scheduler": "StepLR", "weight_decay": 0.1}
     assert record.training["learning_rate"] == 0.5
     assert not {"optim", "lr_scheduler_type", "warmup_steps"} & set(record.training)
+
+
+def test_a_run_that_is_gone_on_with_keeps_the_rates_of_layers_that_were_cut(make_bert, tmp_path):
+    model = make_bert(num_labels=2)
+    trainer = build_trainer(model, tmp_path, optimizers=(torch.optim.SGD(model.parameters(), lr=0.2), None))
+    begun = {"optimizer": "SGD", "learning_rate": [0.1, 0.2], "weight_decay": 0.3, "seed": 5}
+    record = PruningRecord({}, training=begun)
+    write_facts(record, trainer, {"source": "given by the user"})
+    assert (record.training["learning_rate"], record.training["weight_decay"]) == ([0.1, 0.2], 0.3)
+    assert record.training["seed"] == 1
+    record = PruningRecord({}, training={**begun, "optimizer": "AdamW"})
+    write_facts(record, trainer, {"source": "given by the user"})
+    assert (record.training["learning_rate"], record.training["weight_decay"]) == (0.2, 0.0)
 
 
 def test_other_libraries_are_named_only_if_they_are_in_use(monkeypatch):
