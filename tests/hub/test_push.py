@@ -401,14 +401,17 @@ def test_a_gated_base_is_named_and_not_asked_for(hub, client, tmp_path, name):
 
 
 def test_weights_of_an_earlier_push_go_with_it(hub, client, folder, name):
-    repo = hub.add_repo(name, {"onnx/model.safetensors": b"of a person", "adapter.txt": b"too"})
+    repo = hub.add_repo(name, {
+        "onnx/model.safetensors": b"of a person", "plots/mine.png": b"too", "plots/similarity_round_9_x.png": b"ours"
+    })  # fmt: skip
     client.call(push, folder=str(folder), repo_id=name)
     client.call(reshard, folder=str(folder), size=20_000)
     parts = {path.name for path in folder.glob("model-*.safetensors")}
     assert len(parts) > 1
     client.call(push, folder=str(folder), repo_id=name)
     assert "model.safetensors" not in repo.files()
-    assert {"onnx/model.safetensors", "adapter.txt"} <= set(repo.files())
+    assert {"onnx/model.safetensors", "plots/mine.png"} <= set(repo.files())
+    assert "plots/similarity_round_9_x.png" not in repo.files()
     assert parts | {"model.safetensors.index.json"} <= set(repo.files())
     assert client.call(logits, place=name) == client.call(logits, place=str(folder))
     assert len(repo.history()) == 4

@@ -139,7 +139,9 @@ def push_written(args: argparse.Namespace, num_removed: int) -> int:
 
 
 def _add_target_flags(group: Any) -> None:
-    group.add_argument("--private", action="store_true", help="make the repository a private one, if it is new")
+    group.add_argument(
+        "--private", action="store_true", help="make the repository a private one; one that is public is refused"
+    )
     group.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing to main")
 
 

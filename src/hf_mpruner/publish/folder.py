@@ -35,6 +35,8 @@ _NOT_SENT = (
     "__pycache__",
     "*.tmp",
 )
+# Files of an earlier push that go if this one has none of that name.
+REPLACED = (*WEIGHTS, "plots/similarity_round_*.png", "plots/similarity_after_*.png")
 _TRUST = "Look at it, then pass --trust_remote_code (trust_remote_code=True) to run it."
 _SCRUBBED_BYTES = 20_000_000
 

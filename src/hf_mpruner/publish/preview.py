@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from huggingface_hub.errors import RevisionNotFoundError
 
 from hf_mpruner.errors import PushError
-from hf_mpruner.hub import WEIGHTS, Remote, brief, explain, find_remote, matches, patiently
+from hf_mpruner.hub import Remote, brief, explain, find_remote, matches, patiently
 
-from .folder import CARD, read_folder
+from .folder import CARD, REPLACED, read_folder
 from .push import Target, check_target_of, secrets_for
 from .readme import make_card
 
@@ -24,7 +24,7 @@ class PushPreview:
     Args:
         repo_id (`str`): with its namespace.
         files (`dict[str, int]`): bytes of each file, the card among them as it would be written.
-        removed (`tuple[str, ...]`): weights of an earlier push that would go.
+        removed (`tuple[str, ...]`): weights and heat maps of an earlier push that would go.
         card (`str`): `"new"`, `"changed"`, `"unchanged"`, or `"none"`; `"unknown"` if the Hub cannot say what it has,
             `"refused"` if what it has cannot be merged: then none is written.
         card_diff (`tuple[str, ...]`): lines that the card gains and loses, or why it is not written.
@@ -71,7 +71,7 @@ def preview_push(
         sizes[CARD] = len(text.encode("utf-8"))
     else:
         sizes.pop(CARD, None)
-    stale = [name for name in (remote.files if remote else ()) if name not in sizes and matches(name, WEIGHTS)]
+    stale = [name for name in (remote.files if remote else ()) if name not in sizes and matches(name, REPLACED)]
     return PushPreview(full, dict(sorted(sizes.items())), tuple(stale), state, tuple(lines))
 
 

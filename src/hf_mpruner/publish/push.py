@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 from hf_mpruner.artifacts import write_artifacts
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.errors import MPrunerError, PushError
-from hf_mpruner.hub import WEIGHTS, Pushed, Secrets, check_repo_id, check_target, commit_files
+from hf_mpruner.hub import Pushed, Secrets, check_repo_id, check_target, commit_files
 from hf_mpruner.report import PruningReport
 
 from .compare import compare_pushed
 from .destination import MAIN, check_destination, check_not_taken
-from .folder import CARD, ModelFolder, check_fits, read_folder
+from .folder import CARD, REPLACED, ModelFolder, check_fits, read_folder
 from .readme import make_card
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def _push_folder(
             create_pr=target.create_pr,
             token=token,
             card=make_card(found, full, secrets),
-            replaces=WEIGHTS,
+            replaces=REPLACED,
             check=_allowed(found, target),
         )
     except PushError as error:
