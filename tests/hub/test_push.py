@@ -366,6 +366,10 @@ def test_a_pull_request_is_opened_once(hub, client, folder, name):
     made = client.call(push, folder=str(folder), repo_id=name, create_pr=True)
     assert (len(repo.discussions), made["pull_request_url"]) == (1, f"{hub.url}/{name}/discussions/1")
     assert (made["revision"], made["commit"], made["card"]) == ("refs/pr/1", repo.at("refs/pr/1").oid, "written")
+    hub.faults.add("HEAD", "/resolve/.*/config.json", status=403)
+    said = client.fails(push, folder=str(folder), repo_id=name, create_pr=True).message
+    assert said.endswith(f"To finish: hf-mpruner push {folder} {name} --revision refs/pr/2"), said  # not a third one
+    assert len(repo.discussions) == 2
     hub.faults.add("POST", "/commit/", cut="after")  # and nobody answers any more
     hub.faults.add("GET", "/refs", times=99, status=500)
     mark = hub.journal.mark()
