@@ -572,10 +572,12 @@ def test_names_do_no_harm(name):
     assert merge_card(f"Mine.\n\n{card}", card).startswith("---\n")
 
 
-def test_other_tables_keep_their_columns():
-    card = render(build_report({"a|b": 3}, [({"a|b": [0]}, "unjudged", None)]))
-    row = next(line for line in card.splitlines() if line.startswith("| `a"))
-    assert row.count("|") == 6
+def test_tables_keep_their_columns():
+    report = build_report({"a|b": 3}, [({"a|b": [0]}, "accepted", 0.9)], metric="c|d|e")
+    tables = re.findall(r"(?:^\|.*\n)+", render(report, pictures=()), re.MULTILINE)
+    assert [len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) for table in tables] == [1, 1]
+    assert r"a\|b" in tables[0] and r"c\|d\|e" in tables[0]  # noqa: PT018
+    assert "**c\\|d\\|e**: 0.9400 -> 0.9000" in render(report)
 
 
 def test_metadata_of_the_user_is_checked():

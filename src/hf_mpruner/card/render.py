@@ -108,7 +108,7 @@ def _values(
         "headlines": headlines(report),
         "usage": usage_snippet(model, source),
         "class_name": code(model.class_name),
-        "table": report.to_markdown(),
+        "table": _table(report),
         "after_table": [*(f"{plain(text[0].upper() + text[1:])}" for text in report.refusals), *stopped],
         "removed": removed,
         "rows": stack_rows(record),
@@ -122,6 +122,15 @@ def _values(
         "trained": has_trained(report),
         "versions": _versions(report),
     }
+
+
+def _table(report: PruningReport) -> str:
+    """The report's table; a name with a `|` in it adds no column."""
+    header, *rows = report.to_markdown().splitlines()
+    for name in (report.record.metric or "", *report.record.depths):
+        if "|" in name:
+            header = header.replace(name, name.replace("|", "\\|"), 1)
+    return "\n".join([header, *rows])
 
 
 def _apply_command(source: str, base: str | None, revision: str | None) -> str:
