@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import statistics
 import time
@@ -25,6 +26,7 @@ GiveBatch = Callable[[], Mapping[str, Tensor]]
 REPEATS = 5
 # What the repeats may take together, after the first pass; a single one may take longer.
 BUDGET_SECONDS = 2.0
+_LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,7 +41,7 @@ def time_forward(
 ) -> None:
     """Time forward passes of a model, and write the median down; the run sees nothing of it.
 
-    In eval mode, without gradients, after one pass to warm up. The main process's time holds. Where forward passes
+    In eval mode, without gradients or a loss, after one pass to warm up. The main process's time holds. Where forward passes
     communicate every process runs as many; elsewhere the main one runs alone. A failure there is a warning, and the time
     is left out: it is nothing to lose a run for.
 
@@ -84,7 +86,7 @@ def _time(
     autocast = nullcontext() if wide is None else torch.autocast(device.type, dtype=wide)
     # not inference_mode: a buffer that a model fills lazily during this pass must stay usable in training
     with keep_rng_state(), evaluating(model), torch.no_grad(), autocast:
-        given = {name: tensor.to(device) for name, tensor in batch().items()}
+        given = {name: tensor.to(device) for name, tensor in _inputs(model, batch()).items()}
         warm = _seconds(model, given, device)
         if repeats is None:
             repeats = runtime.broadcast(max(1, min(REPEATS, int(BUDGET_SECONDS / max(warm, 1e-9)))))
@@ -99,6 +101,17 @@ def _time(
         "device": describe_device(device),
         **({"threads": torch.get_num_threads()} if device.type == "cpu" else {}),
     }
+
+
+def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A batch without labels, since a loss is no part of using a model; a decoder may be fed with them, though."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return batch
+    parameters = inspect.signature(model.forward).parameters
+    optional = {
+        name for name in _LABELS if name in parameters and parameters[name].default is not inspect.Parameter.empty
+    }
+    return {name: tensor for name, tensor in batch.items() if name not in optional}
 
 
 def _seconds(model: nn.Module, given: Mapping[str, Tensor], device: torch.device) -> float:

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 import hf_mpruner.latency as module
 from hf_mpruner import PruningConfig, prune_
@@ -122,6 +123,17 @@ def test_times_of_other_batches_are_not_compared(make_bert, record, caplog):
         assert timed(make_bert(), record, lambda: batch(rows=2)) is None
     assert "earlier ones were measured otherwise (now batch_size=2, shape={'input_ids': [2, 6]" in caplog.text
     assert record.latency["batch_size"] == 4
+
+
+def test_a_loss_is_not_timed_but_a_decoder_is_fed_with_its_labels(make_bert, record):
+    labels = {"labels": torch.zeros(4, dtype=torch.long)}
+    assert timed(make_bert(), record, lambda: {**batch(), **labels}) > 0
+    assert list(record.latency["shape"]) == ["input_ids", "attention_mask"]
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_heads": 4, "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=64, num_layers=2, **sizes)).eval()
+    record.latency = {}
+    assert timed(model, record, lambda: {**batch(), "labels": torch.ones(4, 3, dtype=torch.long)}) > 0
+    assert record.latency["shape"]["labels"] == [4, 3]
 
 
 def test_autocast_is_named(make_bert, record):
