@@ -75,7 +75,8 @@ def titles_of(strategy):
     ],
 )
 def test_what_a_trainer_pushes(hub, client, tmp_path, strategy):
-    mark, name, folder = hub.journal.mark(), f"ann/{strategy}", tmp_path / "out"
+    title = strategy.replace("_", "-")
+    mark, name, folder = hub.journal.mark(), f"ann/{title}", tmp_path / "out"
     told = client.call(train, repo_id=name, folder=str(folder), hub_strategy=strategy, hub_token=hub.token)
     assert (told["failed"], told["same"], told["kept"], told["log"]) == ([], True, [0, 2], [])
     history = hub.store.repo(name).history()
@@ -88,7 +89,7 @@ def test_what_a_trainer_pushes(hub, client, tmp_path, strategy):
             assert pending == PENDING.get(int(commit.title.removesuffix(", checkpoint").rpartition(" ")[2]))
         top = {file for file in files if "/" not in file}
         assert top == {".gitattributes", "notes.md", *MODEL, *OURS}
-        assert files["README.md"].decode().count(f"\n# {strategy}\n") == 1
+        assert files["README.md"].decode().count(f"\n# {title}\n") == 1
         assert "More information needed" not in files["README.md"].decode()  # the words of the Trainer's own card
         assert "- tagged\n" in files["README.md"].decode().split("---")[1]
         if commit.title.startswith("Training"):
