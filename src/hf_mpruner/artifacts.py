@@ -80,7 +80,7 @@ def check_output_dir(
     if found and not overwrite:
         raise FileExistsError(
             f"output_dir='{output_dir}' holds another model ({_listed(found)}). Pass another folder with --output_dir, "
-            "or --overwrite (overwrite=True) to replace it whole."
+            "or --overwrite (overwrite=True) to replace all of it but the words of a person in README.md."
         )
     if folder.is_dir() and not found and any(folder.iterdir()):
         raise FileExistsError(
