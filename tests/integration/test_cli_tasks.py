@@ -91,6 +91,10 @@ def test_prune_each_task(task, kind, auto, metric, stack, world, tmp_path, run):
     report = PruningReport.load(out)
     assert report.record.metric == metric
     assert report.record.baseline.metric is not None
+    sources = report.record.metric_sources
+    assert {name: source["library"] for name, source in sources.items() if name == metric} == (
+        {} if metric == "loss" else {metric: "hf_mpruner"}
+    )
     assert [round_.verdict for round_ in report.record.rounds] == ["accepted"]
     assert f"{auto}.from_pretrained('{out}')" in result.err
     model = getattr(transformers, auto).from_pretrained(out)
