@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .card import ModelFacts, merge_card, render_card
 from .card.front import read_metadata
 from .errors import MPrunerError
 from .report import PAGE_NAME, write_plots
 from .runtime import keep_rng_state
 from .storage import new_folder, write_bytes
+from .verify.saved import same_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -233,7 +232,7 @@ def check_saved_model(model: PreTrainedModel, folder: Path) -> None:
     problems = [f"{kind} {_listed(sorted(map(str, found)))}" for kind, found in info.items() if found]
     problems += [f"no {name}" for name in sorted(set(live) - set(saved))]
     problems += [f"an unknown {name}" for name in sorted(set(saved) - set(live))]
-    problems += [f"another {name}" for name in live if name in saved and not _same_bits(live[name], saved[name])]
+    problems += [f"another {name}" for name in live if name in saved and not same_bits(live[name], saved[name])]
     if problems:
         raise MPrunerError(
             f"The saved {type(model).__name__} is not the model in memory: loaded back it has {'; '.join(problems[:5])}. "
@@ -253,14 +252,6 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             chatter.enable_progress_bar()
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal in type, shape and every bit; equality of floats would call NaN different and -0.0 equal to 0.0."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    a, b = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
-    return torch.equal(a, b)
 
 
 def _listed(names: list[str]) -> str:

@@ -17,6 +17,7 @@ from hf_mpruner.errors import PushError
 from hf_mpruner.hub import Pushed, explain
 from hf_mpruner.runtime import keep_rng_state
 from hf_mpruner.verify.outputs import run_still
+from hf_mpruner.verify.saved import same_bits
 
 from .folder import ModelFolder
 
@@ -54,7 +55,7 @@ def compare_pushed(
             raise PushError(f"The push itself is done: {pushed.url}. {text}") from error
         ours = found.load()
         one, other = ours.state_dict(), theirs.state_dict()
-        if differing := [name for name in one if name not in other or not _same_bits(one[name], other[name])]:
+        if differing := [name for name in one if name not in other or not same_bits(one[name], other[name])]:
             raise PushError(
                 f"What is on the Hub is not what was sent: '{differing[0]}' differs ({len(differing)} of {len(one)} "
                 f"tensors, {pushed.url}). Push again; if it stays so, report it."
@@ -108,16 +109,9 @@ def _compare_outputs(
     if not one or chosen is None:
         return False
     other = run_still(theirs, chosen)
-    if differing := [name for name in one if name not in other or not _same_bits(one[name], other[name])]:
+    if differing := [name for name in one if name not in other or not same_bits(one[name], other[name])]:
         raise PushError(
             f"'{pushed.repo_id}' loaded from the Hub computes another '{differing[0]}' than the folder does, with equal "
             f"weights: its config differs ({pushed.url}). Compare the two config.json."
         )
     return True
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    a, b = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
-    return torch.equal(a, b)

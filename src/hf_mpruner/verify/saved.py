@@ -96,7 +96,7 @@ def _adopt_weights_(copy: nn.Module, model: nn.Module) -> None:
         if name not in saved:
             owner._buffers[leaf] = tensor.to(other.device, other.dtype, copy=True)
             continue
-        if not _same_bits(tensor.to(other.dtype), other):
+        if not same_bits(tensor.to(other.dtype), other):
             raise BadCopyError(f"a copy that was saved and loaded again has another {name!r}")
         held: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
         held[leaf] = other
@@ -120,8 +120,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Equal in type, shape and every bit; equality of floats would call NaN different and -0.0 equal to 0.0."""
+    if one.dtype != other.dtype or one.shape != other.shape:
         return False
     a, b = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
     return torch.equal(a, b)
