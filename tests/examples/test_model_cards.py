@@ -89,6 +89,10 @@ def test_the_index_says_what_the_report_says(name):
     assert "; ".join(f"{stack.depth} -> {len(stack.kept)}" for stack in report.plan.stacks.values()) in row
 
 
+def test_the_table_of_the_front_page_is_the_quickstarts():
+    assert PruningReport.load(CARDS / "vit-digits").to_markdown() in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_plan_fits_the_model_of_the_script(name):
     """A fresh model of the script, cut as the plan says, has the size that the report has measured."""
