@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from .architectures import parameters_after
+from .errors import UnsupportedArchitectureError
 from .optimizer import OptimizerEdit, check_optimizer_matches, find_missing_parameters
 from .plan import PruningPlan
 from .recovery import Trainable
@@ -154,4 +155,9 @@ def _prove(
     model: PreTrainedModel, plan: PruningPlan, inputs: Mapping[str, Any] | None, directory: Path | None
 ) -> tuple[ModelEdit, FullCheck | None]:
     edit = ModelEdit(model, plan.kept)
+    # in a run somebody evaluates the cut model, which would end the run in the middle of a round
+    if edit.proof.warning and getattr(getattr(model, "generation_config", None), "use_cache", None) is not False:
+        raise UnsupportedArchitectureError(
+            f"{edit.proof.warning} To cut it nevertheless, set model.generation_config.use_cache = False before the run."
+        )
     return edit, None if inputs is None else FullCheck(model, plan.kept, inputs, directory=directory)

@@ -151,3 +151,23 @@ def test_its_plan_does_not_fit_the_model_it_has_cut(make_bert):
     with pytest.raises(PlanMismatchError, match=r"keeps 2 of 4 layers of 'bert\.encoder\.layer', but the model has 2"):
         apply_plan_(model, report.plan)
     assert [stack.depth for stack in find_block_stacks(model)] == [2]
+
+
+def test_a_cut_that_generate_fails_on_is_a_refused_round_and_not_the_end_of_the_run():
+    def evaluate(cut):
+        cut.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=3)
+        return {"accuracy": 0.9}
+
+    config = PruningConfig(**ALL_ALIKE, stacks=["encoder.block"])
+    model = make_t5()
+    report = prune_(model, config, calibration=seq2seq_batches(), evaluate=evaluate)
+    assert {round_.refused for round_ in report.rounds} == {True}
+    assert "generate() keeps keys and values for 1 layers, the length of the encoder, but the decoder has 4" in str(report)
+    assert "set model.generation_config.use_cache = False before the run" in report.rounds[0].reason
+    assert (model.config.num_layers, model.config.num_decoder_layers) == (5, 4)
+
+    model = make_t5()
+    model.generation_config.use_cache = False
+    with pytest.warns(UserWarning, match="generate\\(\\) keeps keys and values"):
+        prune_(model, config, calibration=seq2seq_batches(), evaluate=evaluate)
+    assert model.config.num_layers < model.config.num_decoder_layers == 4
