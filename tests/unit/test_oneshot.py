@@ -162,7 +162,7 @@ def test_a_cut_that_generate_fails_on_is_a_refused_round_and_not_the_end_of_the_
     model = make_t5()
     report = prune_(model, config, calibration=seq2seq_batches(), evaluate=evaluate)
     assert {round_.refused for round_ in report.rounds} == {True}
-    assert "generate() keeps keys and values for 1 layers, the length of the encoder, but the decoder has 4" in str(report)
+    assert "generate() keeps keys and values for 1 layers, the length of the encoder" in report.rounds[0].reason
     assert "set model.generation_config.use_cache = False before the run" in report.rounds[0].reason
     assert (model.config.num_layers, model.config.num_decoder_layers) == (5, 4)
 
