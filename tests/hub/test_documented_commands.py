@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -21,6 +22,13 @@ from hf_mpruner.cli import EXAMPLES as FRONT_EXAMPLES
 ROOT = Path(__file__).parents[2]
 WORDS = ("[PAD]", "[UNK]", "red", "blue", "the", "is", "a", "was")
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 4}
+# Repositories of docs/cli.md -> the task whose tiny model stands in for them.
+OTHERS = {
+    "dslim/bert-base-NER": "token-classification",
+    "deepset/bert-base-cased-squad2": "question-answering",
+    "openai-community/gpt2": "text-generation",
+    "google-t5/t5-small": "text2text-generation",
+}
 # Folders that a command writes, so that they are not there before it.
 OUTPUTS = ("--output_dir", "--output")
 
@@ -96,6 +104,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "rows")
     make_text_model(folder / "MODEL")
     make_image_world(folder)
+    make_other_tasks(folder)
+    for name in ("tasks", "sets"):  # the Hub's
+        (folder / name).rename(folder.parent / name)
     shutil.copytree(folder / "MODEL", folder / "my-model")
     from hf_mpruner import find_block_stacks
 
@@ -107,6 +118,84 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([str(word) for word in words]) == 0
     shutil.copytree(folder / "smaller", folder / "runs" / "pruned")
     return folder
+
+
+METRIC = """
+import datasets
+import evaluate
+
+
+class Metric(evaluate.Metric):
+    def _info(self):
+        value = datasets.Value("{value}")
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="",
+            features=datasets.Features({{"predictions": value, "references": value}}),
+        )
+
+    def _compute(self, predictions, references, average=None):
+        share = sum(p == r for p, r in zip(predictions, references)) / len(references)
+        return {{name: share for name in {names}}}
+"""
+# Space -> what its script takes, and the names of what it returns.
+METRICS = {
+    "accuracy": ("int32", ["accuracy"]),
+    "f1": ("int32", ["f1"]),
+    "glue": ("int32", ["accuracy", "f1"]),
+    "rouge": ("string", ["rouge1", "rougeL"]),
+}
+CONFIG = """---
+configs:
+- config_name: {name}
+  data_files:
+  - split: train
+    path: train.jsonl
+  - split: validation
+    path: validation.jsonl
+---
+"""
+
+
+def make_metric(value: str, names: list[str]) -> bytes:
+    return METRIC.format(value=value, names=names).encode()
+
+
+def make_other_tasks(folder: Path) -> None:
+    """Models and data that docs/cli.md names: `hub/{repository}` for the Hub's, the others where a command starts."""
+    import torch
+    from datasets import Dataset
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tasks_kit import make_tokenizer, pair_rows, question_rows, save_models, tagged_rows, text_rows
+
+    save_models(folder / "tasks")
+    words = make_tokenizer(template=None)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=4, n_head=4, bos_token_id=5)).save_pretrained(
+        folder / "tasks" / "text-generation"
+    )
+    Dataset.from_list(tagged_rows()).to_json(folder / "conll.json")
+    translations = [{"translation": {"en": row["source"], "de": row["target"]}} for row in pair_rows()]
+    Dataset.from_list(translations).to_parquet(folder / "pairs.parquet")
+    pairs = [
+        {"sentence1": f"the {WORDS[2 + i % 6]}", "sentence2": " ".join(WORDS[2 : 3 + i % 5]), "label": i % 2}
+        for i in range(16)
+    ]
+    (folder / "metrics" / "mine").mkdir(parents=True)
+    (folder / "metrics" / "mine" / "mine.py").write_bytes(make_metric("int32", ["mine"]))
+    dialogues = [{"dialogue": row["source"], "summary": row["target"]} for row in pair_rows()]
+    sets = {
+        "Salesforce/wikitext": ("wikitext-2-raw-v1", text_rows()),
+        "rajpurkar/squad_v2": ("squad_v2", question_rows()),
+        "knkarthick/dialogsum": ("default", dialogues),
+        "nyu-mll/glue": ("mrpc", pairs),
+    }
+    for name, (config, rows) in sets.items():
+        (folder / "sets" / name).mkdir(parents=True)
+        (folder / "sets" / name / "README.md").write_text(CONFIG.format(name=config))
+        for split in ("train", "validation"):
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / "sets" / name / f"{split}.jsonl").write_text(lines)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -122,6 +211,13 @@ def documented_hub(hub: Any, world: Path, tmp_path: Path) -> Any:
     hub.add_repo("dair-ai/emotion", files_of(world / "DATA"), kind="dataset")
     hub.add_repo("ann/bert", files_of(tmp_path / "base"))
     repo = hub.add_repo("org/pruned-model", {"pruning_plan.json": (world / "plan.json").read_bytes()})
+    for name, task in OTHERS.items():
+        hub.add_repo(name, files_of(world.parent / "tasks" / task))
+    for owner in (world.parent / "sets").iterdir():
+        for data in owner.iterdir():
+            hub.add_repo(f"{owner.name}/{data.name}", files_of(data), kind="dataset")
+    for name, (value, names) in METRICS.items():
+        hub.add_repo(f"evaluate-metric/{name}", {f"{name}.py": make_metric(value, names)}, kind="space")
     repo.tags["v1"] = repo.branches["main"]
     return hub
 
@@ -154,6 +250,7 @@ def test_a_documented_command_does_what_it_says(documented_hub, client, world, t
     code, out, err = client.call(run_command, folder=str(here), words=words)
     assert code == 0, err
     assert out.strip()
+    assert "%|" not in err, "a progress bar, although nobody looks at a terminal"
     assert all((here / name).exists() for name in written)
     pushed = [word for before, word in itertools.pairwise(words) if before == "--push_to_hub"]
     pushed += words[2:3] if words[0] == "push" else []

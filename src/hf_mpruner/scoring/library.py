@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,8 @@ def load_metric(spec: str) -> tuple[Any, dict[str, Any]]:
         )
     path = str(Path(name).expanduser()) if name.startswith("~") else name
     try:
-        return evaluate.load(path, config, keep_in_memory=True), arguments
+        with _quiet_bars(evaluate):
+            return evaluate.load(path, config, keep_in_memory=True), arguments
     except ImportError as error:
         raise ImportError(
             f"Metric '{name}' needs packages that are not installed: {' '.join(str(error).split())}"
@@ -64,6 +68,20 @@ def load_metric(spec: str) -> tuple[Any, dict[str, Any]]:
         ) from error
     except (OSError, LookupError) as error:  # nltk's resources are looked up
         raise FileNotFoundError(_missing(name, error)) from error
+
+
+@contextmanager
+def _quiet_bars(evaluate: Any) -> Iterator[None]:
+    """Show evaluate's progress bars only where someone looks at a terminal."""
+    bars = evaluate.utils.logging
+    hidden = not sys.stderr.isatty() and bars.is_progress_bar_enabled()
+    if hidden:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            bars.enable_progress_bar()
 
 
 def split_spec(spec: str) -> tuple[str, str | None, dict[str, Any]]:
