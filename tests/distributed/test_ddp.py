@@ -72,6 +72,7 @@ def test_four_processes_are_one_with_the_batches_of_all(alone: tuple[str, Any, A
     assert_like_one(tmp_path, results(tmp_path, ranks=4), alone)
 
 
+@pytest.mark.slow  # test_cli.py starts two processes the same way
 def test_accelerate_launch_starts_two_processes_as_well(tmp_path: Path, found: Found) -> None:
     done = launch("ddp.py", tmp_path, accelerate=True)
     assert done.returncode == 0, done.stderr[-4000:]

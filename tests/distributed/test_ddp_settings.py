@@ -8,6 +8,9 @@ import pytest
 
 from distributed_kit import launch, results
 
+# A launch of many runs; the default suite has two processes in test_ddp.py, test_fsdp.py, test_cli.py and others.
+pytestmark = pytest.mark.slow
+
 Found = list[dict[str, Any]]
 SETTINGS = [
     "accumulation",

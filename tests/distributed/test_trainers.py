@@ -8,6 +8,9 @@ import pytest
 
 from distributed_kit import launch, results
 
+# A launch of many runs; the default suite has two processes in test_ddp.py, test_fsdp.py, test_cli.py and others.
+pytestmark = pytest.mark.slow
+
 
 def test_both_processes_cut_and_go_back_alike(tmp_path: Path) -> None:
     pytest.importorskip("trl")

@@ -13,6 +13,9 @@ from distributed_kit import launch, life, results
 from hf_mpruner import errors
 from trainer_kit import STACK, begun_at
 
+# A launch of many runs; the default suite has two processes in test_ddp.py, test_fsdp.py, test_cli.py and others.
+pytestmark = pytest.mark.slow
+
 Found = list[dict[str, Any]]
 VERDICTS = ["rejected", "accepted", "rejected"]
 

@@ -122,6 +122,7 @@ def run(*words: str, timeout: int = 300) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_model_class_of_ones_own_in_its_own_process(tmp_path):
     words = [sys.executable, str(EXAMPLES / "custom_architecture.py"), *QUICK, "--recovery_epochs", "1"]
     printed = run(*words, "--max_examples", "96", "--output_dir", str(tmp_path))

@@ -68,7 +68,7 @@ def titles_of(strategy):
 @pytest.mark.parametrize(
     "strategy",
     [
-        "end",
+        pytest.param("end", marks=pytest.mark.slow),
         "checkpoint",
         pytest.param("every_save", marks=pytest.mark.slow),
         pytest.param("all_checkpoints", marks=pytest.mark.slow),

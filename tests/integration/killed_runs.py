@@ -184,7 +184,7 @@ def main() -> None:
         if i < len(named):
             kills.append({"moment": (named[i], draw.randint(1, 2) if named[i] in RARE else draw.randint(2, 6))})
         else:
-            kills.append({"after": draw.uniform(0.2, 0.95) * seconds})
+            kills.append({"after": draw.uniform(0.2, 0.75) * seconds})
         if i % 4 == 3:  # and once more while it resumes
             kills.append({"after": draw.uniform(0.05, 0.6) * seconds})
         killed = [spend(folder, place, **kill) for kill in kills]

@@ -50,7 +50,7 @@ def one_cycle(optimizer):
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=20)  # moves the betas, too
 
 
-@pytest.mark.parametrize("schedule", [lambda_each, steps_then_cosine, one_cycle])
+@pytest.mark.parametrize("schedule", [lambda_each, steps_then_cosine, pytest.param(one_cycle, marks=pytest.mark.slow)])
 def test_with_a_group_a_layer_of_which_a_pending_cut_has_emptied_some(make_bert, tmp_path, schedule):
     def optimizers(model):
         optimizer = torch.optim.AdamW(by_layer(model))
@@ -62,7 +62,7 @@ def test_with_a_group_a_layer_of_which_a_pending_cut_has_emptied_some(make_bert,
         assert_resumes(make_bert, whole, tmp_path / str(step), step, optimizers=optimizers)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine_with_min_lr"])
+@pytest.mark.parametrize("schedule", ["linear", pytest.param("cosine_with_min_lr", marks=pytest.mark.slow)])
 def test_with_a_group_a_layer_that_the_trainer_is_taught_to_make(make_bert, tmp_path, monkeypatch, schedule):
     """The resumed run makes the optimizer of the cut model: the groups that the cut had emptied were never there."""
 

@@ -79,6 +79,7 @@ def test_with_activation_checkpointing_also_of_layers_that_come_back(make_bert, 
         assert marks(resumed) == marks(trainer)
 
 
+@pytest.mark.slow
 def test_with_a_compiled_model(make_bert, tmp_path):
     setting = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
     whole = lived(make_bert, tmp_path / "whole", **setting)
@@ -132,13 +133,13 @@ def flattering(depth, step):
 @pytest.mark.parametrize(
     ("values", "best", "setting"),
     [
-        (noisy, 18, BEST),
-        (noisy, 18, {**BEST, "save_total_limit": 1}),
+        pytest.param(noisy, 18, BEST, marks=pytest.mark.slow),
+        pytest.param(noisy, 18, {**BEST, "save_total_limit": 1}, marks=pytest.mark.slow),
         (noisy, 18, {**BEST, "save_total_limit": 2, "restore_callback_states_from_checkpoint": True}),
         (rejecting, 2, {**BEST, "save_total_limit": 1}),
         (flattering, 14, {**BEST, "save_total_limit": 1}),
         (noisy, None, {"save_total_limit": 1}),
-        (noisy, None, {"save_total_limit": 2}),
+        pytest.param(noisy, None, {"save_total_limit": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_the_best_model_and_deleted_checkpoints(make_bert, tmp_path, values, best, setting):

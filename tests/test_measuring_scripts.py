@@ -1,0 +1,67 @@
+"""The commands that print the pages' figures run; what they print depends on the machine and is not looked at closely."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+SMALL = {
+    "benchmarks/analysis_overhead.py": "--layers 2 --hidden 32 --batch 8 --length 8 --batches 1 --repeats 1 --threads 1",
+    "benchmarks/cut_proof.py": "--models bert --runs 1",
+    "benchmarks/import_time.py": "--runs 1",
+    "benchmarks/snapshot.py": "--layers 2 --runs 1",
+}
+
+
+def run(script: str, *words: object) -> str:
+    command = [sys.executable, str(ROOT / script), *map(str, words)]
+    source = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": source}, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SMALL)
+def test_a_benchmark_prints_figures(script: str) -> None:
+    assert any(character.isdigit() for character in run(script, *SMALL[script].split()))
+
+
+def test_every_benchmark_is_run_here() -> None:
+    assert set(SMALL) == {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
+
+
+@pytest.mark.slow
+def test_the_figures_of_pages_on_a_model_and_data_of_ones_own(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    from tasks_kit import save_models, zen_lines
+
+    save_models(tmp_path)
+    rows = [{"text": line, "label": i % 3} for i, line in enumerate(zen_lines() * 4)]
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    small = ["--num_samples", 64, "--num_sentences", 16, "--batch_sizes", 16, 32, "--max_length", 16]
+    assert "1." in run(
+        "reproduce/similarity.py",
+        tmp_path / "fill-mask",
+        tmp_path / "data",
+        *small,
+        "--num_orders",
+        2,
+        "--num_seeds",
+        3,
+    )
+    printed = run(
+        "reproduce/recovery.py", tmp_path / "fill-mask", tmp_path / "data", "--train", 48, "--test", 32, "--epochs", 1
+    )
+    assert "lora" in printed.lower()
