@@ -9,6 +9,7 @@ import pytest
 from distributed_kit import launch, results
 
 
+@pytest.mark.slow
 def test_both_processes_cut_go_back_save_and_resume_alike(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     done = launch("peft_ddp.py", tmp_path)

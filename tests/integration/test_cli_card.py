@@ -198,6 +198,7 @@ def test_a_folder_that_does_not_fit_is_refused_and_left_alone(damage, code, mess
     [
         (["--repo_id", "./small"], "repo_id='./small' is a path"),
         (["--base_model", "/tmp/x"], "--base_model /tmp/x is no model id of the Hub (OWNER/NAME). Leave it out"),
+        (["--license", "Apache2"], "none of the Hub's (did you mean 'apache-2.0'?): write 'other'"),
         (["--license", "mine"], "license is 'mine', which is none of the Hub's: write 'other'"),
         (["--language", "english"], "language[0] is 'english', not an ISO 639 code"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterator
@@ -82,7 +83,9 @@ def _problems(values: dict[Any, Any]) -> Iterator[str]:
             yield f"{key} is {value!r}, not an ISO 639 code such as 'en' (in quotes: YAML reads no as false)"
     for key, value in _each("license", values):
         if value not in _LICENSES:
-            yield f"{key} is {value!r}, which is none of the Hub's: write 'other', and its name as license_name"
+            near = difflib.get_close_matches(str(value).lower(), sorted(_LICENSES), n=1)
+            question = f" (did you mean '{near[0]}'?)" if near else ""
+            yield f"{key} is {value!r}, which is none of the Hub's{question}: write 'other', and its name as license_name"
     if "model-index" in values:
         yield from _index_problems(values["model-index"])
     yield from _not_finite("", values)
