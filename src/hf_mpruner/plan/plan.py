@@ -61,12 +61,20 @@ class PruningPlan:
         return sum(len(stack.removed) for stack in self.stacks.values())
 
     @classmethod
-    def from_kept(cls, kept: Mapping[str, Sequence[int]], stacks: Iterable[BlockStack], **facts: Any) -> PruningPlan:
+    def from_kept(
+        cls,
+        kept: Mapping[str, Sequence[int]],
+        stacks: Iterable[BlockStack],
+        *,
+        merged: Mapping[str, Mapping[int, Mapping[int, float]]] | None = None,
+        **facts: Any,
+    ) -> PruningPlan:
         """Plan by hand.
 
         Args:
             kept (`dict[str, list[int]]`): for each stack path the layers that stay; stacks left out stay whole.
             stacks (list of `BlockStack`): from `find_block_stacks(model)`.
+            merged (`dict`, *optional*): for each stack path what `StackPlan.merged` holds.
             facts: `model_type`, `source_model`, `source_revision`, `evidence`.
 
         Raises:
@@ -74,18 +82,18 @@ class PruningPlan:
             ValueError: for layers that do not exist, are repeated, or for an empty stack.
         """
         by_path = {stack.path: stack for stack in stacks}
-        for path, layers in kept.items():
+        sums = {path: terms for path, terms in (merged or {}).items() if terms}
+        for path in (*kept, *sums):
             if path not in by_path:
                 raise PlanMismatchError(
                     f"'{path}' is no block stack of this model. Its stacks are: {_quoted(by_path)}."
                 )
+        plans = {}
+        for path, stack in by_path.items():
             try:
-                StackPlan(by_path[path].depth, tuple(layers))
+                plans[path] = StackPlan(stack.depth, tuple(kept.get(path, range(stack.depth))), sums.get(path, {}))
             except ValueError as error:
                 raise ValueError(f"Stack '{path}': {error}") from None
-        plans = {
-            path: StackPlan(stack.depth, tuple(kept.get(path, range(stack.depth)))) for path, stack in by_path.items()
-        }
         for path, plan in plans.items():
             check_removed(by_path[path], plan.removed)
         return cls(plans, **facts)
@@ -167,7 +175,7 @@ class PruningPlan:
             "model_type": self.model_type,
             "source_model": self.source_model,
             "source_revision": self.source_revision,
-            "stacks": {path: {"depth": stack.depth, "kept": list(stack.kept)} for path, stack in self.stacks.items()},
+            "stacks": {path: stack.to_dict() for path, stack in self.stacks.items()},
             "evidence": self.evidence,
         }
 
@@ -185,9 +193,7 @@ class PruningPlan:
                 f"This plan has format {values['plan_version']}, this hf_mpruner reads up to {PLAN_VERSION}. "
                 "Update it: pip install -U hf_mpruner."
             )
-        stacks = {
-            path: StackPlan(int(stack["depth"]), tuple(stack["kept"])) for path, stack in values["stacks"].items()
-        }
+        stacks = {path: StackPlan.from_dict(stack) for path, stack in values["stacks"].items()}
         facts = {key: values.get(key) for key in ("model_type", "source_model", "source_revision")}
         return cls(stacks, **facts, evidence=dict(values.get("evidence") or {}))
 

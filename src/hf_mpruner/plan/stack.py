@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,9 +15,12 @@ class StackPlan:
     Args:
         depth (`int`): number of layers before the cut.
         kept (`tuple[int, ...]`): the layers that stay, ascending, each in 0..depth-1.
+        merged (`dict[int, dict[int, float]]`): kept layers whose weights become a sum over layers before the cut: for each
+            the coefficient of every layer in it. Empty if layers are only deleted.
 
     Raises:
-        ValueError: if `kept` is empty, out of range, or not ascending without repeats.
+        ValueError: if `kept` is empty, out of range, or not ascending without repeats; if `merged` names a layer that does
+            not stay, or does not exist, or a coefficient that is not finite.
 
     Example:
         >>> StackPlan(6, (0, 1, 5)).removed
@@ -24,6 +29,7 @@ class StackPlan:
 
     depth: int
     kept: tuple[int, ...]
+    merged: Mapping[int, Mapping[int, float]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the kept layers against the depth."""
@@ -43,12 +49,38 @@ class StackPlan:
                 f"Kept layers {list(self.kept)} are not ascending. Layers keep their order and go in once: "
                 f"pass {sorted(set(self.kept))}."
             )
+        self._check_merged()
+
+    def _check_merged(self) -> None:
+        merged = {int(layer): {int(of): float(c) for of, c in sums.items()} for layer, sums in self.merged.items()}
+        object.__setattr__(self, "merged", merged)
+        for layer, sums in merged.items():
+            if layer not in self.kept:
+                raise ValueError(
+                    f"Layer {layer} is to take over others' weights, but it goes. Kept are {list(self.kept)}."
+                )
+            wrong = {of: c for of, c in sums.items() if not 0 <= of < self.depth or not math.isfinite(c)}
+            if wrong or not sums:
+                raise ValueError(
+                    f"Layer {layer} cannot become the sum {sums}: each term is a layer 0..{self.depth - 1} with a finite "
+                    "coefficient."
+                )
 
     @property
     def removed(self) -> tuple[int, ...]:
         """The layers that go, ascending."""
         kept = set(self.kept)
         return tuple(i for i in range(self.depth) if i not in kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; merges are named only where there are any."""
+        sums = {str(layer): {str(of): c for of, c in terms.items()} for layer, terms in self.merged.items()}
+        return {"depth": self.depth, "kept": list(self.kept), **({"merged": sums} if sums else {})}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StackPlan:
+        """Build from `to_dict()`'s result."""
+        return cls(int(values["depth"]), tuple(values["kept"]), dict(values.get("merged") or {}))
 
 
 @dataclass(frozen=True)

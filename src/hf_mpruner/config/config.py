@@ -7,14 +7,16 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .clusters import Linkage
-from .similarity import PROTOCOLS, SimilarityProtocol
-from .storage import write_json
+from hf_mpruner.clusters import Linkage
+from hf_mpruner.similarity import PROTOCOLS, SimilarityProtocol
+from hf_mpruner.storage import write_json
+
+from .layers import protect_entries, target_entries
 
 CONFIG_NAME = "pruning_config.json"
 
@@ -50,6 +52,12 @@ class PruningConfig:
     > What may go
 
     Args:
+        criterion (`str`): what decides which layers go: `"cka"` or another name of
+            [`known_criteria`][hf_mpruner.criteria.known_criteria], or `"module:Class"`.
+        target_num_layers (list of `str`, *optional*): how many layers are to be left: `6` in every stack, or
+            `"encoder.block:6"` in one. Without it and `layers_per_round`, `cka` removes whole clusters at `threshold`.
+        layers_per_round (`int`, *optional*): how many layers of each stack go in one round; by default all that
+            `target_num_layers` asks for. A rejected round is tried again with 1/k of them, k = 2, 3.
         granularity (`int`): 1..3, the paper's k in the first round: of a cluster, the members `cluster[1::k]` go.
         max_granularity (`int`): 1..3, the coarsest k that a rejected round may fall back to.
         protect (list of `int` or `str`): layers that must stay, in the model's own numbering: `0`, `-1` (of every
@@ -122,6 +130,11 @@ class PruningConfig:
     calibration_samples: int = field(default=1024, metadata=_help("examples to measure similarity on"))
     calibration_batch_size: int = field(default=32, metadata=_help("examples a forward pass while measuring"))
     seed: int = field(default=0, metadata=_help("draws the calibration sample"))
+    criterion: str = field(default="cka", metadata=_help("what decides which layers go"))
+    target_num_layers: list[str] | None = field(
+        default=None, metadata=_help("layers to be left: 6 in every stack, or encoder.block:6")
+    )
+    layers_per_round: int | None = field(default=None, metadata=_help("layers of a stack that go in one round"))
     granularity: int = field(default=1, metadata=_help("the paper's k of the first round: cluster[1::k] go"))
     max_granularity: int = field(default=3, metadata=_help("coarsest k after rejected rounds"))
     protect: list[str] = field(default_factory=list, metadata=_help("layers that stay: 0, -1 or encoder.block:0"))
@@ -152,7 +165,8 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         """Check every value; nothing is coerced but `protect`, whose entries become strings."""
-        object.__setattr__(self, "protect", _protect_entries(self.protect))
+        object.__setattr__(self, "protect", protect_entries(self.protect))
+        object.__setattr__(self, "target_num_layers", target_entries(self.target_num_layers))
         if not 0 <= self.threshold <= 1:
             hint = f" for {self.threshold:g} % pass threshold={self.threshold / 100:g}." if self.threshold > 1 else ""
             raise ValueError(
@@ -173,8 +187,9 @@ class PruningConfig:
             ("max_rounds", 1, None),
             ("lora_rank", 1, None),
             ("lora_alpha", 1, None),
+            ("layers_per_round", 1, None),
         ):
-            _check_int(name, getattr(self, name), low, high, optional=name == "max_rounds")
+            _check_int(name, getattr(self, name), low, high, optional=name in ("max_rounds", "layers_per_round"))
         if self.granularity > self.max_granularity:
             raise ValueError(
                 f"granularity={self.granularity} is coarser than max_granularity={self.max_granularity}: no round "
@@ -192,8 +207,18 @@ class PruningConfig:
             if getattr(self, name) not in allowed:
                 allowed = tuple(map(str, allowed))
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known: pass one of {', '.join(allowed)}.")
+        if self.criterion != "cka" and self.plans_by_threshold:
+            raise ValueError(
+                f"criterion={self.criterion!r} ranks layers and does not say how many go: pass target_num_layers=6, say, or "
+                "layers_per_round=1."
+            )
         _check_recovery(self)
         _ = self.protocol  # a wrong protocol field is an error now, not at the first round
+
+    @property
+    def plans_by_threshold(self) -> bool:
+        """Whether whole clusters go (MPruner), and not a number of layers."""
+        return self.target_num_layers is None and self.layers_per_round is None
 
     @property
     def distils(self) -> bool:
@@ -230,7 +255,7 @@ class PruningConfig:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write `pruning_config.json` into a folder and return its path."""
-        from . import __version__
+        from hf_mpruner import __version__
 
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -279,46 +304,3 @@ def _check_int(name: str, value: object, low: int, high: int | None, *, optional
     allowed = f"{low}..{high}" if high is not None else f"{low} or more"
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         raise ValueError(f"{name}={value!r} is not allowed: pass a whole number, {allowed}.")
-
-
-def _protect_entries(protect: Sequence[int | str] | Mapping[str, Sequence[int]]) -> list[str]:
-    if isinstance(protect, Mapping):
-        return [f"{path}:{layer}" for path, layers in protect.items() for layer in layers]
-    if isinstance(protect, str):
-        raise ValueError(f"protect={protect!r} is one string: pass a list, e.g. protect=[{protect!r}].")
-    entries = [str(entry) for entry in protect]
-    for entry in entries:
-        number = entry.rpartition(":")[2]
-        if not number.lstrip("-").isdigit():
-            raise ValueError(
-                f"protect entry {entry!r} names no layer: write a layer number (0, -1) for every stack or "
-                "'path:number' (encoder.block:0) for one."
-            )
-    return entries
-
-
-def resolve_protected(protect: Sequence[int | str], depths: Mapping[str, int]) -> dict[str, set[int]]:
-    """Layers to protect for each stack path, from entries like `0`, `-1` or `"encoder.block:0"`.
-
-    Raises:
-        ValueError: if an entry names an unknown stack or a layer that no stack has.
-
-    Example:
-        >>> resolve_protected([-1, "decoder:0"], {"encoder": 4, "decoder": 6})
-        {'encoder': {3}, 'decoder': {0, 5}}
-    """
-    protected: dict[str, set[int]] = {path: set() for path in depths}
-    for entry in protect:
-        path, _, number = str(entry).rpartition(":")
-        if path and path not in depths:
-            raise ValueError(
-                f"protect entry {entry!r}: '{path}' is no block stack. The stacks are: {', '.join(repr(known) for known in depths)}."
-            )
-        targets = [path] if path else list(depths)
-        hits = [target for target in targets if -depths[target] <= int(number) < depths[target]]
-        if not hits:
-            sizes = ", ".join(f"'{target}' has {depths[target]} layers" for target in targets)
-            raise ValueError(f"protect entry {entry!r} names no layer: {sizes}, numbered from 0 (-1 is the last).")
-        for target in hits:
-            protected[target].add(int(number) % depths[target])
-    return protected

@@ -1,0 +1,1 @@
+"""Criteria side by side on one model: before and after the same recovery, resumable."""

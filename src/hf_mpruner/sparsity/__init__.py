@@ -1,0 +1,1 @@
+"""Weights set to zero, by Wanda or magnitude, unstructured or 2:4."""

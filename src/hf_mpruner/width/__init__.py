@@ -1,0 +1,1 @@
+"""Neurons and attention heads: which go, by CKA, mutual information or weights."""
