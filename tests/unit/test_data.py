@@ -378,6 +378,42 @@ def test_labels_feed_a_decoder(tokenizer):
     assert model(**batch).loss.isfinite()
 
 
+def test_labels_are_kept_where_they_are_asked_for_and_taken(make_bert):
+    ready = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 9, "note": ["x"] * 9, "idx": [0] * 9, "label": [2] * 9})
+    model = make_bert()
+    (batch, _) = loader_of(ready, model=model, keep_labels=True)
+    assert set(batch) == {"input_ids", "labels"}
+    assert model(**batch).loss.isfinite()
+    # the body takes none
+    assert set(loader_of(ready, model=model.base_model, keep_labels=True)[0]) == {"input_ids"}
+
+
+def test_classes_of_raw_data_are_kept_for_a_classifier(texts, images, tokenizer, make_bert, make_vit):
+    model = make_bert()
+    batches = loader_of(texts, processing_class=tokenizer, model=model, keep_labels=True)
+    plain = loader_of(texts, processing_class=tokenizer, model=model)
+    for batch, other in zip(batches, plain, strict=True):
+        assert set(batch) - set(other) == {"labels"}
+        assert torch.equal(batch["input_ids"], other["input_ids"])
+        lengths = batch["attention_mask"].sum(1)  # a text of n words has label (n - 1) % 3, and is cut to 4 words
+        assert torch.equal(batch["labels"][lengths < 4], lengths[lengths < 4] - 1)
+    # the data says cat and dog, the model dog and cat
+    vit = make_vit(num_channels=3, num_labels=2, id2label={0: "dog", 1: "cat"}, label2id={"dog": 0, "cat": 1})
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8}, do_rescale=False, do_normalize=False)
+    batch = loader_of(images, processing_class=processor, model=vit, keep_labels=True)[0]
+    numbers = batch["pixel_values"].float().mean((1, 2, 3)) / 20
+    assert torch.equal(batch["labels"], 1 - numbers.round().long() % 2)
+
+
+def test_classes_of_raw_texts_are_no_labels_of_a_language_model(texts, tokenizer):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    batch = loader_of(texts, processing_class=tokenizer, model=model, keep_labels=True)[0]
+    assert "labels" not in batch
+    assert "input_ids" in batch
+
+
 def test_sample_is_seeded_without_replacement_and_even(texts):
     ready = Dataset.from_dict({"input_ids": [[i] for i in range(33)]})
     batches = loader_of(ready, num_samples=33, batch_size=32)

@@ -11,8 +11,11 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from ..errors import CalibrationError
+from ..heads import find_head
 from .columns import Columns, find_columns
 from .encoding import find_kind, make_encoder
+from .labels import label_ids
+from .loading import quiet_bars
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +36,7 @@ def calibration_loader(
     collate_fn: Collate | None = None,
     processing_class: Any = None,
     model: nn.Module | None = None,
+    keep_labels: bool = False,
 ) -> Iterable[Mapping[str, Any]]:
     """Batches of model inputs from a dataset, a list of examples, a DataLoader or any iterable of batches.
 
@@ -50,6 +54,8 @@ def calibration_loader(
         processing_class (*optional*): tokenizer (also pads) or image processor; needed for raw texts and images.
         model (`nn.Module`, *optional*): its `forward` says which columns to drop; labels are dropped too, unless the
             decoder is fed with them.
+        keep_labels (`bool`): keep labels that the model's `forward` takes, for measures of the loss. Of raw data, classes
+            for a model that classifies texts or images; what else has labels must be ready for the model.
 
     Returns:
         An iterable of mappings that can be iterated again and again, with the same batches in the same order.
@@ -82,7 +88,7 @@ def calibration_loader(
         return _FirstBatches(data, num_samples)
     examples = draw_sample(data, num_samples, seed)
     if collate_fn is None:
-        examples, collate_fn = _ready(examples, processing_class, model)
+        examples, collate_fn = _ready(examples, processing_class, model, keep_labels)
     return DataLoader(
         examples,
         batch_sampler=_even_batches(len(examples), batch_size),
@@ -253,7 +259,7 @@ def _even_batches(num_examples: int, batch_size: int) -> list[list[int]]:
     return [part.tolist() for part in torch.arange(num_examples).tensor_split(-(-num_examples // batch_size))]
 
 
-def _ready(examples: Any, processing_class: Any, model: nn.Module | None) -> tuple[Any, _Collator]:
+def _ready(examples: Any, processing_class: Any, model: nn.Module | None, keep_labels: bool) -> tuple[Any, _Collator]:
     """Examples that a default collator can take, and that collator."""
     first = examples[0]
     if not isinstance(first, Mapping):
@@ -267,12 +273,12 @@ def _ready(examples: Any, processing_class: Any, model: nn.Module | None) -> tup
                 f"The calibration examples hold {_listed(first)}, which is no model input. Pass "
                 "processing_class=tokenizer (or the image processor), or data that is ready for the model."
             )
-        examples = _encoded(examples, processing_class, model)
+        examples = _encoded(examples, processing_class, model, keep_labels)
         first = examples[0]
-    return examples, _Collator(_default_collate(first, processing_class, model), _input_names(model))
+    return examples, _Collator(_default_collate(first, processing_class, model), _input_names(model, keep_labels))
 
 
-def _encoded(examples: Any, processing_class: Any, model: nn.Module | None) -> Any:
+def _encoded(examples: Any, processing_class: Any, model: nn.Module | None, keep_labels: bool) -> Any:
     from datasets import Dataset
 
     if not isinstance(examples, Dataset):
@@ -281,8 +287,21 @@ def _encoded(examples: Any, processing_class: Any, model: nn.Module | None) -> A
         columns = find_columns(examples, find_kind(processing_class), need_label=False)
     except ValueError as error:
         raise CalibrationError(f"{error} In Python: calibration=dataset.select_columns(['NAME']).") from error
-    encode = make_encoder(processing_class, Columns(columns.kind, columns.inputs), getattr(model, "config", None))
+    config: Any = getattr(model, "config", None)
+    numbers = None
+    if keep_labels and columns.label is not None and _is_classifier(model):
+        with quiet_bars():
+            numbers = label_ids(examples, columns.label, config)
+    label = None if numbers is None else columns.label
+    encode = make_encoder(
+        processing_class, Columns(columns.kind, columns.inputs, label), config, label_numbers=numbers
+    )
     return examples.with_transform(encode)
+
+
+def _is_classifier(model: Any) -> bool:
+    head = find_head(model.config, type(model).__name__) if hasattr(model, "config") else None
+    return head is not None and head.task in ("text-classification", "image-classification")
 
 
 def _default_collate(first: Mapping[str, Any], processing_class: Any, model: nn.Module | None) -> Collate:
@@ -296,8 +315,8 @@ def _default_collate(first: Mapping[str, Any], processing_class: Any, model: nn.
     return DataCollatorWithPadding(tokenizer)
 
 
-def _input_names(model: nn.Module | None) -> set[str] | None:
-    """What `forward` takes, `None` if that cannot be known."""
+def _input_names(model: nn.Module | None, keep_labels: bool) -> set[str] | None:
+    """What `forward` takes, `None` if that cannot be known; labels by any name where they are kept."""
     if model is None:
         return None
     base: Any = model
@@ -306,7 +325,7 @@ def _input_names(model: nn.Module | None) -> set[str] | None:
     named = {
         name for name, p in inspect.signature(base.forward).parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD
     }
-    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+    if getattr(getattr(base, "config", None), "is_encoder_decoder", False) or (keep_labels and "labels" in named):
         named |= set(_LABELS)
     else:
         named -= set(_LABELS)
