@@ -1,1 +1,15 @@
 """Neurons and attention heads: which go, by CKA, mutual information or weights."""
+
+from hf_mpruner.width.base import NeuronCriterion, NeuronInputs, NeuronOrder
+from hf_mpruner.width.moments import Moments
+from hf_mpruner.width.registry import find_neuron_criterion, known_neuron_criteria, register_neuron_criterion
+
+__all__ = [
+    "Moments",
+    "NeuronCriterion",
+    "NeuronInputs",
+    "NeuronOrder",
+    "find_neuron_criterion",
+    "known_neuron_criteria",
+    "register_neuron_criterion",
+]
