@@ -15,6 +15,7 @@ SMALL = {
     "benchmarks/analysis_overhead.py": "--layers 2 --hidden 64 --batch 8 --length 8 --batches 1 --repeats 1 --threads 1",
     "benchmarks/cut_proof.py": "--models bert --runs 1",
     "benchmarks/import_time.py": "--runs 1",
+    "benchmarks/neuron_cka.py": "--neurons 16 --samples 32 --wide 64 --runs 1",
     "benchmarks/snapshot.py": "--layers 2 --runs 1",
 }
 

@@ -1,6 +1,7 @@
 """Neurons and attention heads: which go, by CKA, mutual information or weights."""
 
 from hf_mpruner.width.base import NeuronCriterion, NeuronInputs, NeuronOrder
+from hf_mpruner.width.cka import greedy_cka_order
 from hf_mpruner.width.moments import Moments
 from hf_mpruner.width.registry import find_neuron_criterion, known_neuron_criteria, register_neuron_criterion
 
@@ -10,6 +11,7 @@ __all__ = [
     "NeuronInputs",
     "NeuronOrder",
     "find_neuron_criterion",
+    "greedy_cka_order",
     "known_neuron_criteria",
     "register_neuron_criterion",
 ]

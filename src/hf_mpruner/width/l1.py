@@ -17,7 +17,7 @@ class L1Norm(NeuronCriterion):
     Example:
         >>> weights = torch.tensor([[1.0, -2.0], [0.5, 0.5], [0.0, 3.0]])
         >>> L1Norm().order(NeuronInputs("fc1", weights=weights), 2).order
-        tensor([1, 2])
+        tensor([1, 0])
     """
 
     name = "l1"

@@ -10,6 +10,8 @@ from hf_mpruner.width.base import NeuronCriterion
 
 # Name -> module, class and its arguments, so that naming one loads no other.
 _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "cka": ("cka", "GreedyCKA", {}),
+    "cka_one_shot": ("cka", "OneShotCKA", {}),
     "l1": ("l1", "L1Norm", {}),
     "random": ("l1", "RandomNeurons", {}),
 }
