@@ -1,1 +1,6 @@
-"""Run a model as if some of its blocks were not there: each hands on what it is given."""
+"""Run a model as if some blocks, or halves of blocks, were not there."""
+
+from hf_mpruner.skipping.blocks import SkippedBlocks, hand_on_blocks, skip_blocks
+from hf_mpruner.skipping.handing import HandedOn, NoHandingOnError, hand_on
+
+__all__ = ["HandedOn", "NoHandingOnError", "SkippedBlocks", "hand_on", "hand_on_blocks", "skip_blocks"]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
+from hf_mpruner.skipping import NoHandingOnError, hand_on_blocks
 from hf_mpruner.verify.outputs import Outputs, run_still
-
-
-class _NoReferenceError(Exception):
-    """A removed block cannot be skipped; the text says why."""
 
 
 @dataclass
@@ -64,11 +60,11 @@ def make_skip_reference(
         reference.doubts.append(f"{shared[0]!r} also runs where it stays")
         return reference
     for streams in (False, True):
-        visit = _Visit(streams)
+        visit = _Visit()
         try:
-            with visit.skipping(removed), visit.watching(model, kept):
+            with hand_on_blocks(removed, streams=streams) as skipped, visit.watching(model, kept):
                 outputs = run_still(model, inputs)
-        except _NoReferenceError as error:
+        except NoHandingOnError as error:
             reference.doubts.append(str(error))
             break
         except Exception as error:  # the model's own code may miss what a skipped block does not give it
@@ -76,8 +72,8 @@ def make_skip_reference(
             reference.doubts.append(f"the model fails with the blocks skipped ({type(error).__name__}: {text})")
             break
         reference.outputs.append(outputs)
-        reference.not_run = [name for name in removed if name not in visit.seen]
-        if not visit.ambiguous:
+        reference.not_run = skipped.not_run
+        if not skipped.ambiguous:
             break
     if len(reference.outputs) > 1:
         reference.doubts.append("a block hands on several tensors, and which of them to skip is not known")
@@ -87,32 +83,11 @@ def make_skip_reference(
 
 
 class _Visit:
-    """One pass with blocks skipped: which of them ran, what ran between them, and whether it was clear what to hand on."""
+    """One pass with blocks skipped: what ran between them."""
 
-    def __init__(self, streams: bool) -> None:
-        self.streams = streams
-        self.seen: set[str] = set()
+    def __init__(self) -> None:
         self.between: set[str] = set()
-        self.ambiguous = False
         self._inside_loop = False
-
-    @contextmanager
-    def skipping(self, removed: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Let these blocks hand on what they are given, until the context ends.
-
-        Their `forward` is replaced, not hooked: transformers records hidden states in hooks of its own, which run first.
-        """
-        former = {name: vars(block).get("forward") for name, block in removed.items()}
-        for name, block in removed.items():
-            vars(block)["forward"] = self._skip(name, block.forward)
-        try:
-            yield
-        finally:
-            for name, block in removed.items():
-                if former[name] is None:
-                    del vars(block)["forward"]
-                else:
-                    vars(block)["forward"] = former[name]
 
     @contextmanager
     def watching(self, model: nn.Module, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
@@ -142,54 +117,3 @@ class _Visit:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _skip(self, name: str, original: Any) -> Any:
-        @functools.wraps(original)
-        def skip(*args: Any, **kwargs: Any) -> Any:
-            self.seen.add(name)
-            # copies: a block may write into what it is given
-            output = original(*map(_copy, args), **{key: _copy(value) for key, value in kwargs.items()})
-            first = {"hidden_states": kwargs["hidden_states"]} if "hidden_states" in kwargs else {}
-            return self._hand_on(name, list(filter(_is_float, (*args, *{**first, **kwargs}.values()))), output)
-
-        return skip
-
-    def _hand_on(self, name: str, given: list[Tensor], output: Any) -> Any:
-        if not given:
-            raise _NoReferenceError(f"{name!r} is given no tensor of floats")
-        if isinstance(output, Tensor):
-            return _same_shape(name, given[0], output)
-        entries = list(output.values() if isinstance(output, Mapping) else output if _is_row(output) else ())
-        if not entries or not _is_float(entries[0]):
-            raise _NoReferenceError(
-                f"{name!r} returns a {type(output).__name__} that does not begin with a tensor of floats"
-            )
-        entries[0] = _same_shape(name, given.pop(0), entries[0])
-        for place, entry in enumerate(entries[1:], 1):
-            match = next((n for n, value in enumerate(given) if _is_float(entry) and value.shape == entry.shape), None)
-            if match is not None:
-                partner = given.pop(match)
-                self.ambiguous = self.ambiguous or not bool((partner == entry).all())
-                entries[place] = partner if self.streams else entry
-        kind: Any = type(output)
-        if isinstance(output, Mapping):
-            return kind(**dict(zip(output, entries, strict=True)))
-        return kind(*entries) if hasattr(output, "_fields") else kind(entries)
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if _is_float(value) else value
-
-
-def _is_row(value: Any) -> bool:
-    return isinstance(value, tuple | list)
-
-
-def _same_shape(name: str, given: Tensor, output: Tensor) -> Tensor:
-    if given.shape != output.shape:
-        raise _NoReferenceError(f"{name!r} turns {list(given.shape)} into {list(output.shape)}")
-    return given
