@@ -116,6 +116,8 @@ class CriterionInputs:
             raise CalibrationError(
                 f"The loss on the calibration data is {loss.item()}: nothing can be compared with it."
             )
+        if loss.requires_grad:
+            loss.register_hook(self._count_backward)  # hooks of modules see no tensors in the outputs of transformers
         return loss
 
     def mean_loss(self, what: str = "Measuring the loss") -> float:
@@ -134,16 +136,10 @@ class CriterionInputs:
         self._counted[:] = [0, 0, 0]
         started = time.perf_counter()
 
-        def count(place: int) -> Callable[..., None]:
-            def add(*_: Any) -> None:
-                self._counted[place] += 1
+        def count(*_: Any) -> None:
+            self._counted[0] += 1
 
-            return add
-
-        handles = [
-            self.model.register_forward_pre_hook(count(0)),
-            self.model.register_full_backward_pre_hook(count(1)),
-        ]
+        handle = self.model.register_forward_pre_hook(count)
 
         def cost() -> ScoringCost:
             forward, backward, batches = self._counted
@@ -154,8 +150,10 @@ class CriterionInputs:
             with keep_rng_state(), evaluating(self.model):
                 yield cost
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self._counted[1] += 1
 
     def _num_batches(self) -> int:
         """Of data that only other code has read, e.g. `measure_similarity`; 1 if it cannot be known."""

@@ -10,7 +10,15 @@ from hf_mpruner.criteria.base import Criterion
 
 # Name -> module and class, so that naming one loads no other.
 _BUILT_IN: dict[str, tuple[str, str]] = {
+    "cka": ("cka", "Cka"),
+    "cka_segments": ("cka_segments", "CkaSegments"),
+    "block_influence": ("block_influence", "BlockInfluence"),
+    "angular": ("angular", "Angular"),
+    "relative_magnitude": ("relative_magnitude", "RelativeMagnitude"),
+    "magnitude": ("magnitude", "Magnitude"),
     "tail": ("positional", "Tail"),
+    "alternate": ("positional", "Alternate"),
+    "random": ("positional", "Random"),
 }
 _REGISTERED: dict[str, Criterion] = {}
 
