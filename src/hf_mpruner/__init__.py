@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hf_mpruner.report import PruningReport
     from hf_mpruner.scoring import make_compute_metrics
     from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, linear_cka
+    from hf_mpruner.sparsity import sparsify_
     from hf_mpruner.surgery import apply_plan_
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "prune_in_cycles",
     "push_pruned_model",
     "register_architecture",
+    "sparsify_",
 ]
 
 # Public name -> module. The imports above say the same to type checkers; tests/test_public_api.py compares the two.
@@ -92,6 +94,7 @@ _MODULE_OF = {
     "prune_in_cycles": "cycles",
     "push_pruned_model": "publish",
     "register_architecture": "architectures",
+    "sparsify_": "sparsity",
 }
 
 
