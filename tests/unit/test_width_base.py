@@ -120,7 +120,7 @@ def test_a_criterion_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
             return NeuronOrder(inputs.layer, inputs.num_neurons, order, torch.zeros(inputs.num_neurons))
 
     assert find_neuron_criterion("last").order(NeuronInputs(weights=torch.zeros(4, 1)), 2).order.tolist() == [3, 2]
-    with pytest.raises(ValueError, match=r"'lost' is not known. Did you mean 'last'\?.*l1, random, last"):
+    with pytest.raises(ValueError, match=r"'lost' is not known. Did you mean 'last'\?.*cka, .*l1, .*random, last"):
         find_neuron_criterion("lost")
     with pytest.raises(TypeError, match="is no neuron criterion"):
         names.register_neuron_criterion(object)  # type: ignore[type-var]

@@ -4,6 +4,7 @@ from hf_mpruner.width.base import NeuronCriterion, NeuronInputs, NeuronOrder
 from hf_mpruner.width.cka import greedy_cka_order
 from hf_mpruner.width.moments import Moments
 from hf_mpruner.width.registry import find_neuron_criterion, known_neuron_criteria, register_neuron_criterion
+from hf_mpruner.width.terc import sweep_layers
 
 __all__ = [
     "Moments",
@@ -14,4 +15,5 @@ __all__ = [
     "greedy_cka_order",
     "known_neuron_criteria",
     "register_neuron_criterion",
+    "sweep_layers",
 ]

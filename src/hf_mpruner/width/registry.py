@@ -13,6 +13,8 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cka": ("cka", "GreedyCKA", {}),
     "cka_one_shot": ("cka", "OneShotCKA", {}),
     "l1": ("l1", "L1Norm", {}),
+    "mipp": ("mutual_information", "GaussianMIPP", {}),
+    "mipp_neural": ("neural", "NeuralMIPP", {}),
     "random": ("l1", "RandomNeurons", {}),
 }
 _REGISTERED: dict[str, NeuronCriterion] = {}
