@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from hf_mpruner.clusters import Linkage
 from hf_mpruner.criteria.scores import ScoringCost
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features.measure import evaluating
+from hf_mpruner.heads import find_head
 from hf_mpruner.runtime import Runtime, SingleProcess, keep_rng_state
 from hf_mpruner.similarity import SimilarityProtocol
 
@@ -38,8 +39,10 @@ class CriterionInputs:
         compute_loss (callable, *optional*): gets the model and a batch on its device, returns the mean loss as a scalar.
             By default the model's own.
         evaluate (callable, *optional*): returns the user's metric of the model as it stands, higher is better.
-        num_removed (`Mapping[str, int]`): for each stack the most layers that will be asked for. What is measured anew after each
-            removal stops there.
+        num_removed (`Mapping[str, int]`): for each stack the most layers that will be asked for; of no stack, as many as
+            can go. What is measured anew after each removal stops there.
+        protected (`Mapping[str, Collection[int]]`): for each stack layers that will stay, besides pinned ones: what is
+            measured anew after each removal does not remove them.
         protocol (`SimilarityProtocol`): how similarity is measured.
         linkage (`"anchor"` or `"chain"`): how layers are clustered.
         seed (`int`): for what is drawn.
@@ -53,6 +56,7 @@ class CriterionInputs:
     compute_loss: ComputeLoss | None = None
     evaluate: Callable[[], float] | None = None
     num_removed: Mapping[str, int] = field(default_factory=dict)
+    protected: Mapping[str, Collection[int]] = field(default_factory=dict)
     protocol: SimilarityProtocol = field(default_factory=SimilarityProtocol)
     linkage: Linkage = "anchor"
     seed: int = 0
@@ -98,9 +102,22 @@ class CriterionInputs:
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Mean loss of a batch as a scalar; with its graph where gradients are on.
 
+        A causal language model is measured on the texts themselves where a batch has no labels: its labels are then the
+        `input_ids`, with -100 for padding.
+
         Raises:
             CalibrationError: if the model gives none, or one that is not finite.
         """
+        loss = self.raw_loss(batch)
+        if not loss.isfinite():
+            raise CalibrationError(
+                f"The loss on the calibration data is {loss.item()}: nothing can be compared with it."
+            )
+        return loss
+
+    def raw_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """As `loss`, but it may be infinite or NaN."""
+        batch = self._with_labels(batch)
         if self.compute_loss is not None:
             loss: Any = self.compute_loss(self.model, dict(batch))
         else:
@@ -112,20 +129,30 @@ class CriterionInputs:
                 "criterion that needs none: cka, block_influence, angular, relative_magnitude, magnitude, tail."
             )
         loss = loss.mean()
-        if not loss.isfinite():
-            raise CalibrationError(
-                f"The loss on the calibration data is {loss.item()}: nothing can be compared with it."
-            )
         if loss.requires_grad:
             loss.register_hook(self._count_backward)  # hooks of modules see no tensors in the outputs of transformers
         return loss
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self._counted[1] += 1
+
+    def size(self, batch: Mapping[str, Any]) -> int:
+        """Number of examples in a batch."""
+        return len(batch.get(getattr(self.model, "main_input_name", ""), next(iter(batch.values()))))
+
+    def _with_labels(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "labels" in batch or "input_ids" not in batch or not _is_causal(self.model):
+            return batch
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        labels = ids if mask is None or mask.shape != ids.shape else ids.masked_fill(mask == 0, -100)
+        return {**batch, "labels": labels}
 
     def mean_loss(self, what: str = "Measuring the loss") -> float:
         """Loss over all calibration data without gradients, batches weighted by their examples."""
         total, examples = 0.0, 0
         with torch.no_grad():
             for batch in self.each_batch(what):
-                size = len(batch.get(getattr(self.model, "main_input_name", ""), next(iter(batch.values()))))
+                size = self.size(batch)
                 total += float(self.loss(batch)) * size
                 examples += size
         return total / examples
@@ -152,9 +179,6 @@ class CriterionInputs:
         finally:
             handle.remove()
 
-    def _count_backward(self, gradient: Tensor) -> None:
-        self._counted[1] += 1
-
     def _num_batches(self) -> int:
         """Of data that only other code has read, e.g. `measure_similarity`; 1 if it cannot be known."""
         try:
@@ -165,3 +189,9 @@ class CriterionInputs:
 
 def _takes_cache(model: nn.Module) -> bool:
     return "use_cache" in inspect.signature(model.forward).parameters
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether a model predicts each next token, by its class."""
+    head = find_head(model.config, type(model).__name__) if hasattr(model, "config") else None
+    return head is not None and head.task == "text-generation"

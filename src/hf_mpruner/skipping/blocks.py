@@ -36,9 +36,17 @@ class SkippedBlocks:
         return [name for name in self.names if name not in self.ran]
 
 
+Known = dict[str, set[Any]]
+"""By name of a block, the kinds of calls that it is known to answer by one tensor of the shape that went in."""
+
+
 @contextmanager
 def skip_blocks(
-    model: nn.Module, layers: Mapping[str, Sequence[int]], *, stacks: Sequence[BlockStack] = ()
+    model: nn.Module,
+    layers: Mapping[str, Sequence[int]],
+    *,
+    stacks: Sequence[BlockStack] = (),
+    known: Known | None = None,
 ) -> Iterator[SkippedBlocks]:
     """Let blocks hand on what they are given until the context ends: the model computes what it would after a cut.
 
@@ -52,6 +60,8 @@ def skip_blocks(
         model (`nn.Module`): not wrapped.
         layers (`Mapping[str, Sequence[int]]`): by path of the stack, the layers to skip.
         stacks (`Sequence[BlockStack]`): of the model, if at hand: their pinned layers are refused.
+        known (`dict`, *optional*): what is learnt about the blocks' outputs, for several contexts of one measurement:
+            empty for the first, the same object for the next ones, in which those blocks are not computed at all.
 
     Yields:
         `SkippedBlocks`: which of them the model reached.
@@ -71,7 +81,7 @@ def skip_blocks(
     """
     chosen = _choose(model, layers, stacks)
     try:
-        with hand_on_blocks(chosen) as skipped:
+        with hand_on_blocks(chosen, known=known) as skipped:
             yield skipped
     except NoHandingOnError as error:
         raise UnsupportedArchitectureError(
@@ -81,7 +91,9 @@ def skip_blocks(
 
 
 @contextmanager
-def hand_on_blocks(blocks: Mapping[str, nn.Module], *, streams: bool | None = None) -> Iterator[SkippedBlocks]:
+def hand_on_blocks(
+    blocks: Mapping[str, nn.Module], *, streams: bool | None = None, known: Known | None = None
+) -> Iterator[SkippedBlocks]:
     """Let blocks hand on what they are given until the context ends.
 
     Their `forward` is replaced, not hooked: transformers records hidden states in hooks of its own, which run first.
@@ -90,15 +102,16 @@ def hand_on_blocks(blocks: Mapping[str, nn.Module], *, streams: bool | None = No
         blocks (`Mapping[str, nn.Module]`): by name.
         streams (`bool`, *optional*): whether further tensors are handed on, see `hand_on`; by default a block for which
             that is not clear is an error.
+        known (`dict`, *optional*): as for `skip_blocks`.
 
     Raises:
         NoHandingOnError: as the model runs, for a block that cannot be skipped.
     """
-    skipped = SkippedBlocks(tuple(blocks))
+    skipped, known = SkippedBlocks(tuple(blocks)), {} if known is None else known
     former = {name: vars(block).get("forward") for name, block in blocks.items()}
     try:
         for name, block in blocks.items():
-            vars(block)["forward"] = _skip(name, block.forward, skipped, streams)
+            vars(block)["forward"] = _skip(name, block.forward, skipped, streams, known.setdefault(name, set()))
         yield skipped
     finally:
         for name, block in blocks.items():
@@ -107,9 +120,7 @@ def hand_on_blocks(blocks: Mapping[str, nn.Module], *, streams: bool | None = No
                 vars(block)["forward"] = former[name]
 
 
-def _skip(name: str, original: Any, skipped: SkippedBlocks, streams: bool | None) -> Any:
-    known: set[Any] = set()  # kinds of calls that are answered by one tensor of the shape that went in
-
+def _skip(name: str, original: Any, skipped: SkippedBlocks, streams: bool | None, known: set[Any]) -> Any:
     @functools.wraps(original)
     def skip(*args: Any, **kwargs: Any) -> Any:
         skipped.ran.add(name)
