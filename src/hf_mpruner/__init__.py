@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     )
     from hf_mpruner.features import measure_similarity
     from hf_mpruner.oneshot import prune_
-    from hf_mpruner.plan import PruningPlan
+    from hf_mpruner.plan import PruningPlan, WidthPlan
     from hf_mpruner.publish import push_pruned_model
     from hf_mpruner.record import PruningRecord
     from hf_mpruner.report import PruningReport
     from hf_mpruner.scoring import make_compute_metrics
     from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, linear_cka
     from hf_mpruner.sparsity import sparsify_
-    from hf_mpruner.surgery import apply_plan_
+    from hf_mpruner.surgery import apply_plan_, apply_width_plan_
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,9 @@ __all__ = [
     "SimilarityProtocol",
     "UnsupportedArchitectureError",
     "UnsupportedBackendError",
+    "WidthPlan",
     "apply_plan_",
+    "apply_width_plan_",
     "find_block_stacks",
     "find_clusters",
     "linear_cka",
@@ -84,7 +86,9 @@ _MODULE_OF = {
     "SimilarityProtocol": "similarity",
     "UnsupportedArchitectureError": "errors",
     "UnsupportedBackendError": "errors",
+    "WidthPlan": "plan",
     "apply_plan_": "surgery",
+    "apply_width_plan_": "surgery",
     "find_block_stacks": "architectures",
     "find_clusters": "clusters",
     "linear_cka": "similarity",

@@ -9,6 +9,8 @@ from .reference import ABSENT
 from .registry import register_architecture
 from .size import count_parameters, parameters_after
 from .stack import BlockStack, ConfigField, Follower, FollowingField, StackCut
+from .width import WidthGroup, Widths, WidthSlice, WidthUnit
+from .width_proof import WidthProof, check_found, find_widths, prove_width
 
 __all__ = [
     "ABSENT",
@@ -23,11 +25,19 @@ __all__ = [
     "StackCut",
     "TensorSlice",
     "ValueEdit",
+    "WidthGroup",
+    "WidthProof",
+    "WidthSlice",
+    "WidthUnit",
+    "Widths",
+    "check_found",
     "check_kept",
     "count_parameters",
     "examine",
     "find_block_stacks",
+    "find_widths",
     "parameters_after",
     "prove_cut",
+    "prove_width",
     "register_architecture",
 ]

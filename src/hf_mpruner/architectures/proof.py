@@ -114,7 +114,7 @@ def _prove_cut(model: PreTrainedModel, found: Examination, kept: Mapping[str, Se
                     f"{blueprint.name}: cutting {stack.path!r} to layers {list(kept[stack.path])}: {fault}"
                 )
     _check_sharing(model, blueprint, shortened, cuts, compared.moves)
-    configs = (*_config_edits(model, blueprint, shortened, cuts), *_generation_edits(model, found.stacks, cuts))
+    configs = (*config_edits(model, blueprint, shortened, cuts), *_generation_edits(model, found.stacks, cuts))
     return CutProof(
         cuts,
         (
@@ -178,14 +178,15 @@ def _check_sharing(
         source = next((source for source in moved if name.startswith(f"{source}.")), None)
         return renumber(name.replace(source, moved[source], 1) if source else name, cuts)
 
-    promised = _groups(shortened)
+    promised = tied_groups(shortened)
     left = {
-        frozenset(new for name in names if (new := after(name)) is not None) for names in _groups(blueprint.reference)
+        frozenset(new for name in names if (new := after(name)) is not None)
+        for names in tied_groups(blueprint.reference)
     }
     wrong = [names for names in left - {frozenset()} if names not in promised]
     torn = [  # tied by hand: neither config knows of it
         names
-        for names in _groups(model) - _groups(blueprint.reference)
+        for names in tied_groups(model) - tied_groups(blueprint.reference)
         if 0 < sum(after(name) is None for name in names) < len(names)
     ]
     if wrong or torn:
@@ -195,7 +196,7 @@ def _check_sharing(
         )
 
 
-def _groups(model: PreTrainedModel) -> set[frozenset[str]]:
+def tied_groups(model: PreTrainedModel) -> set[frozenset[str]]:
     """The names of each parameter: more than one where it is tied."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -227,7 +228,7 @@ def _stray_positions(
                         yield ValueEdit(path, name, old, new)
 
 
-def _config_edits(
+def config_edits(
     model: PreTrainedModel, blueprint: Blueprint, shortened: PreTrainedModel, cuts: Mapping[str, StackCut]
 ) -> Iterator[ConfigEdit]:
     """What changes in every config object that the live model holds, read off the configs of the two builds."""
