@@ -154,10 +154,12 @@ def _train_on(
 def _prove(
     model: PreTrainedModel, plan: PruningPlan, inputs: Mapping[str, Any] | None, directory: Path | None
 ) -> tuple[ModelEdit, FullCheck | None]:
-    edit = ModelEdit(model, plan.kept)
+    edit = ModelEdit(model, plan.kept, merged=plan.merged)
     # in a run somebody evaluates the cut model, which would end the run in the middle of a round
     if edit.proof.warning and getattr(getattr(model, "generation_config", None), "use_cache", None) is not False:
         raise UnsupportedArchitectureError(
             f"{edit.proof.warning} To cut it nevertheless, set model.generation_config.use_cache = False before the run."
         )
-    return edit, None if inputs is None else FullCheck(model, plan.kept, inputs, directory=directory)
+    return edit, None if inputs is None else FullCheck(
+        model, plan.kept, inputs, merged=plan.merged, directory=directory
+    )

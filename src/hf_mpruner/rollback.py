@@ -42,12 +42,14 @@ def write_rollback(file: Path, before: Mapping[str, Tensor], cut: PendingCut) ->
         raise MPrunerError("This cut has no snapshot, so nothing can be written to go back to.")
     names = {id(tensor): name for name, tensor in before.items()}
     saved, training = cut.snapshot.saved_values(), cut.snapshot.saved_training()
-    # what else the snapshot does not hold belongs to the removed blocks, which nobody trains: the live tensor is as it was
+    # what the snapshot does not hold is trained by nobody: frozen weights, which a merge may have written over, and the
+    # removed blocks, whose live tensors are as they were
+    merged = {id(param): value for merge in cut.model_edit.merges for param, value in merge.before.items()}
     untouched = {id(param) for param in cut.snapshot.untouched}
     values: dict[str, Any] = {
         "version": _VERSION,
         "tensors": {
-            name: saved.get(id(tensor), tensor.detach())
+            name: saved.get(id(tensor), merged.get(id(tensor), tensor.detach()))
             for name, tensor in before.items()
             if id(tensor) not in untouched
         },

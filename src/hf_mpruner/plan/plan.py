@@ -15,7 +15,7 @@ from hf_mpruner.config import resolve_protected
 from hf_mpruner.errors import PlanMismatchError
 from hf_mpruner.storage import write_json
 
-from .stack import PlanPreview, StackPlan, ranges
+from .stack import PlanPreview, StackPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +54,11 @@ class PruningPlan:
     def kept(self) -> dict[str, tuple[int, ...]]:
         """`{path: kept layers}`."""
         return {path: stack.kept for path, stack in self.stacks.items()}
+
+    @property
+    def merged(self) -> dict[str, Mapping[int, Mapping[int, float]]]:
+        """`{path: StackPlan.merged}` of the stacks in which layers are merged."""
+        return {path: stack.merged for path, stack in self.stacks.items() if stack.merged}
 
     @property
     def num_removed(self) -> int:
@@ -146,6 +151,8 @@ class PruningPlan:
     def then(self, later: PruningPlan) -> PruningPlan:
         """The plan that does this one and then `later` (made for the cut model), in this plan's numbering.
 
+        Layers that are merged in both are merged in one step, which agrees with two up to rounding.
+
         Raises:
             PlanMismatchError: if `later` was made for other depths than this plan leaves.
         """
@@ -158,7 +165,7 @@ class PruningPlan:
                     f"The second plan expects {second.depth} layers in '{path}', the first leaves {left}. "
                     "Make the second plan for the model that the first one leaves."
                 )
-            stacks[path] = StackPlan(first.depth, tuple(first.kept[i] for i in second.kept))
+            stacks[path] = first.then(second)
         return replace(self, stacks=stacks)
 
     def preview(self, model: nn.Module) -> PlanPreview:
@@ -263,11 +270,8 @@ class PruningPlan:
         return push_plan_file(repo_id, {PLAN_NAME: content.encode("utf-8")}, **target)
 
     def __str__(self) -> str:
-        """One line for each stack: depth before and after, and the layers that go."""
-        return "\n".join(
-            f"{path}: {stack.depth} -> {len(stack.kept)} layers, without {ranges(stack.removed)}"
-            for path, stack in self.stacks.items()
-        )
+        """One line for each stack: depth before and after, the layers that go, and those that are merged."""
+        return "\n".join(f"{path}: {stack.changes}" for path, stack in self.stacks.items())
 
 
 def check_removed(stack: BlockStack, removed: Sequence[int]) -> None:

@@ -20,7 +20,8 @@ class StackPlan:
 
     Raises:
         ValueError: if `kept` is empty, out of range, or not ascending without repeats; if `merged` names a layer that does
-            not stay, or does not exist, or a coefficient that is not finite.
+            not stay, or does not exist, or a coefficient that is not finite, or if no layer goes: a merge without a cut
+            could not be told from the model before it.
 
     Example:
         >>> StackPlan(6, (0, 1, 5)).removed
@@ -65,6 +66,47 @@ class StackPlan:
                     f"Layer {layer} cannot become the sum {sums}: each term is a layer 0..{self.depth - 1} with a finite "
                     "coefficient."
                 )
+        if merged and len(self.kept) == self.depth:
+            raise ValueError(
+                f"Layers {sorted(merged)} are to take over others' weights, but none of {self.depth} layers goes. Leave the "
+                "merged layers out of the kept ones, or leave 'merged' out."
+            )
+
+    def then(self, later: StackPlan) -> StackPlan:
+        """This plan and then `later`, which was made for the layers that this one keeps, in this plan's numbering.
+
+        Sums of sums are multiplied out: weights merged in two steps and in one agree up to rounding.
+
+        Raises:
+            ValueError: if `later` was made for another number of layers.
+
+        Example:
+            >>> first = StackPlan(4, (0, 1, 3), {1: {1: 0.5, 2: 0.5}})
+            >>> first.then(StackPlan(3, (0, 2), {0: {0: 2.0, 1: -1.0}})).merged
+            {0: {0: 2.0, 1: -0.5, 2: -0.5}}
+        """
+        if later.depth != len(self.kept):
+            raise ValueError(f"The second plan expects {later.depth} layers, the first leaves {len(self.kept)}.")
+        now = {layer: self.merged.get(layer, {layer: 1.0}) for layer in self.kept}
+        merged: dict[int, dict[int, float]] = {}
+        for place in later.kept:
+            layer, total = self.kept[place], dict[int, float]()
+            for term, coefficient in later.merged.get(place, {place: 1.0}).items():
+                for of, inner in now[self.kept[term]].items():
+                    total[of] = total.get(of, 0.0) + coefficient * inner
+            if total != {layer: 1.0}:
+                merged[layer] = total
+        return StackPlan(self.depth, tuple(self.kept[place] for place in later.kept), merged)
+
+    @property
+    def changes(self) -> str:
+        """In words: depth before and after, the layers that go, and those that are merged."""
+        text = f"{self.depth} -> {len(self.kept)} layers, without {ranges(self.removed)}"
+        into = [
+            f"{ranges(sorted(of for of in terms if of != layer)) or 'nothing'} into {layer}"
+            for layer, terms in sorted(self.merged.items())
+        ]
+        return f"{text}; merged: {', '.join(into)}" if into else text
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -103,10 +145,7 @@ class PlanPreview:
         """A few aligned lines, one for each stack and two totals."""
         width = max((len(path) for path in self.stacks), default=10)
         width = max(width, len("parameters"))
-        lines = [
-            f"{path:<{width}}  {stack.depth} -> {len(stack.kept)} layers, without {ranges(stack.removed)}"
-            for path, stack in self.stacks.items()
-        ]
+        lines = [f"{path:<{width}}  {stack.changes}" for path, stack in self.stacks.items()]
         share = 1 - self.parameters_after / self.parameters_before
         lines.append(
             f"{'parameters':<{width}}  {self.parameters_before:,} -> {self.parameters_after:,} ({share:.1%} fewer)"

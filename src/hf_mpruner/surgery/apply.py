@@ -30,15 +30,16 @@ def apply_plan_(
     verify: Verification = "structure",
     inputs: Mapping[str, Any] | None = None,
 ) -> ModelEdit:
-    """Cut a model as a plan says, once.
+    """Cut a model as a plan says, once; layers that the plan merges take over the weights of others first.
 
     Args:
         model (`PreTrainedModel`): the model the plan was made for, or a fresh copy of it; changed in place. Or peft's
             wrapper around one.
         plan (`PruningPlan`): layers in the numbering of that model.
         verify (`"structure"` or `"full"`): compare with the model that the new config builds, or also run the cut on
-            `inputs`: it must equal the uncut model whose removed layers are skipped, and a copy that was saved to a
-            temporary folder and loaded again; to the bit in 32 bits on the CPU, up to rounding elsewhere.
+            `inputs`: it must equal the uncut model whose removed layers are skipped (with the merged weights, if layers
+            are merged), and a copy that was saved to a temporary folder and loaded again; to the bit in 32 bits on the
+            CPU, up to rounding elsewhere.
         inputs (`Mapping`, *optional*): for `verify="full"`: one batch of arguments of the model's `forward`.
 
     Returns:
@@ -73,12 +74,14 @@ def apply_plan_(
     found = examine(model)
     kept = {path: stack.kept for path, stack in plan.stacks.items() if len(stack.kept) < stack.depth}
     check_kept(found.stacks, kept)
-    edit = _prove(model, found, kept)
-    apply_verified_(edit, None if inputs is None else FullCheck(model, kept, inputs))
+    edit = _prove(model, found, kept, plan)
+    apply_verified_(edit, None if inputs is None else FullCheck(model, kept, inputs, merged=plan.merged))
     return edit
 
 
-def _prove(model: PreTrainedModel, found: Examination, kept: dict[str, tuple[int, ...]]) -> ModelEdit:
+def _prove(
+    model: PreTrainedModel, found: Examination, kept: dict[str, tuple[int, ...]], plan: PruningPlan
+) -> ModelEdit:
     """The edit, or an error that names the first layer that must stay.
 
     Pins are trials of single layers. A plan of several rounds may remove layers together that could not go alone, so
@@ -94,7 +97,7 @@ def _prove(model: PreTrainedModel, found: Examination, kept: dict[str, tuple[int
             if layer in stack.unprovable:
                 check_removed(stack, [layer])
     try:
-        return ModelEdit(model, kept, found=found)
+        return ModelEdit(model, kept, found=found, merged=plan.merged)
     except UnsupportedArchitectureError:
         for stack, layers in removed.items():
             check_removed(stack, layers)

@@ -14,6 +14,7 @@ from hf_mpruner.architectures import CutProof, Examination, TensorSlice, examine
 from hf_mpruner.architectures.adapters import without_adapters
 from hf_mpruner.architectures.rules import POSITION_ATTRIBUTES, STOCHASTIC_DEPTH
 from hf_mpruner.architectures.size import remaining_parameters
+from hf_mpruner.merging import Merge, Sums
 from hf_mpruner.surgery.adapters import check_places, prepare_adapters
 from hf_mpruner.surgery.checkpointing import checkpointed_every, prepare_marks
 from hf_mpruner.surgery.steps import (
@@ -44,6 +45,7 @@ class ModelEdit:
         kept (`Mapping[str, Sequence[int]]`): by stack path the layers that stay, in the numbering of the model as it
             is; stacks that are not named stay whole.
         found (`Examination`, *optional*): what `examine(model)` gave for the model as it is now, if at hand.
+        merged (`Mapping`, *optional*): by stack path, what kept layers take over from others: `StackPlan.merged`.
 
     Attributes:
         proof (`CutProof`): the edits, as data.
@@ -51,11 +53,12 @@ class ModelEdit:
         removed_parameters (`list[nn.Parameter]`): the parameters that leave the model, each once.
         num_removed_parameters (`int`): how many scalars leave the model, the removed layers' room in others included.
         trimmed_parameters (`dict[nn.Parameter, TensorSlice]`): parameters that lose the removed layers' room.
+        merges (`list[Merge]`): the kept layers whose weights become sums, a stack each.
         checkpointed_every (`int`): of the uncut model: n if the activations of every n-th layer are checkpointed; else 0.
 
     Raises:
         PlanMismatchError: `kept` names an unknown stack or no valid selection of its layers.
-        UnsupportedArchitectureError: the cut cannot be proved right.
+        UnsupportedArchitectureError: the cut cannot be proved right, or layers cannot be merged.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -70,13 +73,22 @@ class ModelEdit:
     """
 
     def __init__(
-        self, model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, found: Examination | None = None
+        self,
+        model: PreTrainedModel,
+        kept: Mapping[str, Sequence[int]],
+        *,
+        found: Examination | None = None,
+        merged: Mapping[str, Sums] | None = None,
     ) -> None:
         """Find the stacks, prove the cut and prepare its steps."""
         found = found or examine(model)
         self.proof: CutProof = prove_cut(model, found, kept)
         self.removed_blocks: dict[str, tuple[nn.Module, ...]] = {}
-        self._steps: list[Step] = []
+        followers = {stack.path: [follower.path for follower in stack.followers] for stack in found.stacks}
+        self.merges = [
+            Merge(model, path, sums, followers.get(path, ())) for path, sums in (merged or {}).items() if sums
+        ]
+        self._steps: list[Step | Merge] = [*self.merges]
         self._removed: tuple[nn.Module, ...] = ()
         self.trimmed_parameters: dict[nn.Parameter, TensorSlice] = {}
         check_places(model, self.proof)
@@ -150,7 +162,7 @@ class ModelEdit:
             RuntimeError: the edit was applied before, or the model changed since it was made; the model is as it was.
         """
         self._advance("prepared", "applied")
-        done: list[Step] = []
+        done: list[Step | Merge] = []
         try:
             for step in self._steps:
                 step.apply()

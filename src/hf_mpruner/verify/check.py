@@ -18,6 +18,7 @@ from hf_mpruner.architectures.adapters import without_adapters
 from hf_mpruner.config import Verification
 from hf_mpruner.errors import UnsupportedArchitectureError
 from hf_mpruner.features.measure import evaluating
+from hf_mpruner.merging import Sums, merged_weights
 from hf_mpruner.runtime import keep_rng_state
 from hf_mpruner.verify.outputs import ROUNDING, Outputs, allowed_error, find_difference, run_still, without_layers
 from hf_mpruner.verify.saved import BadCopyError, load_copy
@@ -46,6 +47,8 @@ class FullCheck:
         model (`PreTrainedModel`): not yet cut.
         kept (`Mapping[str, Sequence[int]]`): by stack path, the layers that will stay.
         inputs (`Mapping`): arguments of the model's `forward`, one batch; tensors are copied to its device.
+        merged (`Mapping`, *optional*): by stack path, `StackPlan.merged`: what is skipped is then the model with these
+            weights, so it is the cut that is compared, not the sums.
         directory (`Path`, *optional*): where the saved copy goes for a moment; the system's temporary folder otherwise.
 
     Raises:
@@ -59,6 +62,7 @@ class FullCheck:
         kept: Mapping[str, Sequence[int]],
         inputs: Mapping[str, Any],
         *,
+        merged: Mapping[str, Sums] | None = None,
         directory: Path | None = None,
     ) -> None:
         """Run the uncut model: as it is, and with the blocks skipped that will go."""
@@ -79,7 +83,8 @@ class FullCheck:
                     f"{self._name}: verify='full' cannot compare anything, since two passes of the uncut model over the "
                     f"same inputs differ: {fault}. Switch off what is random in eval mode, or pass verify='structure'."
                 )
-            self._reference = make_skip_reference(model, kept, inputs)
+            with merged_weights(model, merged or {}):
+                self._reference = make_skip_reference(model, kept, inputs)
 
     def run(self) -> None:
         """Compare the cut model; call this while the cut is in force.
