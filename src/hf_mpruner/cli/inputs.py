@@ -53,7 +53,7 @@ def load_inputs(args: argparse.Namespace, config: PruningConfig) -> Inputs:
     metrics = read_metrics(args)
     train, judge = load_split(args, "train_split"), load_split(args, "eval_split")
     calibration = train if args.calibration_split is None else load_split(args, "calibration_split")
-    _refuse_unused_labels(args, train, task)
+    refuse_unused_labels(args, train, task)
     columns = choose_columns(args, train, task, need_label=True)
     train, judge, calibration = (take(args, data, columns, task) for data in (train, judge, calibration))
     options = task.processor_options(model_config)
@@ -125,7 +125,7 @@ def name_data(args: argparse.Namespace, record: PruningRecord, inputs: Inputs) -
             record.data[role] = {**record.data[role], **said}
 
 
-def _refuse_unused_labels(args: argparse.Namespace, data: Any, task: Task) -> None:
+def refuse_unused_labels(args: argparse.Namespace, data: Any, task: Task) -> None:
     """Ask, where a language model that nobody fine-tuned meets data with classes: both tasks may be meant."""
     if args.task is not None or task.name not in ("fill-mask", "text-generation"):
         return
