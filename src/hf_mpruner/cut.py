@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from .architectures import parameters_after
-from .errors import UnsupportedArchitectureError
+from .config import PruningConfig
+from .errors import UnsupportedArchitectureError, UnsupportedBackendError
 from .optimizer import OptimizerEdit, check_optimizer_matches, find_missing_parameters
 from .plan import PruningPlan
 from .recovery import Trainable
@@ -59,6 +60,30 @@ class PendingCut:
         self.trainable.keep()
         if self.snapshot is not None:
             self.snapshot.release()
+
+
+def check_verification(config: PruningConfig, has_inputs: bool, runtime: Runtime | None) -> None:
+    """Refuse a verification that cannot be carried out.
+
+    Args:
+        config (`PruningConfig`): what the user asked for.
+        has_inputs (`bool`): whether there is a batch to run cuts on.
+        runtime (`Runtime`, *optional*): the processes.
+
+    Raises:
+        ValueError: if it asks for `verify="full"` without inputs.
+        UnsupportedBackendError: if forward passes around a cut are not possible.
+    """
+    if config.verify == "full" and not has_inputs:
+        raise ValueError(
+            "PruningConfig(verify='full') runs each cut on real inputs: pass verify_inputs, a function that returns a "
+            "batch for the model's forward, or verify='structure'."
+        )
+    if config.verify == "full" and runtime is not None and runtime.equal_forwards:
+        raise UnsupportedBackendError(
+            f"PruningConfig(verify='full') runs the model around each cut, which {runtime.name} does not allow: its "
+            "units would be whole while the optimizer is edited. Pass verify='structure'. Nothing was changed."
+        )
 
 
 def make_cut(

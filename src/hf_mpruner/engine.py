@@ -1,7 +1,7 @@
 """MPruner's Algorithm 1 as a state machine: measure, cut, (somebody trains), judge, keep or go back.
 
 The engine knows no Trainer. Whoever drives it calls `start_round` and `decide` at moments when no forward or backward
-pass is in flight, and hands it two functions: one that measures similarities, one that evaluates the model.
+pass is in flight, and hands it functions: one that measures similarities, one that scores layers, one that evaluates.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from torch import nn
 
 from .architectures import parameters_after
 from .config import PruningConfig
-from .cut import PendingCut, make_cut
-from .errors import MPrunerError, UnsupportedArchitectureError, UnsupportedBackendError
+from .cut import PendingCut, check_verification, make_cut
+from .errors import MPrunerError, UnsupportedArchitectureError
 from .plan import PruningPlan
-from .planner import Measure, RoundPlan, RoundPlanner, new_record, new_round
+from .planner import Measure, RoundPlanner, Score
 from .record import Measurement, PruningRecord, Round
 from .recovery import WholeModel, make_trainable
+from .roundplan import RoundPlan, new_record, new_round
 from .runtime import Runtime, SingleProcess
 from .verdict import Evaluate, Judge, Judged, JudgedOn
 
@@ -41,6 +42,8 @@ class PruningEngine:
         model (`PreTrainedModel`): changed in place.
         config (`PruningConfig`): what the user asked for.
         measure: called with the live block stacks, returns a `SimilarityMatrix` for each path.
+        score (*optional*): called with a criterion, block stacks and how many layers of each go at most, returns
+            `ScoredLayers`; needed if the config asks for a number of layers.
         evaluate (*optional*): returns an evaluation's values by name, without prefix. Without it, cuts are made but
             not judged.
         runtime (`Runtime`): one process unless given.
@@ -57,8 +60,8 @@ class PruningEngine:
 
     Raises:
         UnsupportedArchitectureError: if the model has no stack that can be cut.
-        ValueError: if the config names unknown stacks or layers, or protects every layer; or if it asks for
-            `verify="full"` without `verify_inputs`.
+        ValueError: if the config names unknown stacks, layers or criteria, protects every layer, or asks for fewer layers
+            than can be left; or if it asks for `verify="full"` without `verify_inputs`.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class PruningEngine:
         config: PruningConfig,
         *,
         measure: Measure,
+        score: Score | None = None,
         evaluate: Evaluate | None = None,
         runtime: Runtime | None = None,
         trains: bool = True,
@@ -79,21 +83,12 @@ class PruningEngine:
         whole: nn.Module | None = None,
     ) -> None:
         """Look at the model and the config; nothing is measured or changed yet."""
-        if config.verify == "full" and verify_inputs is None:
-            raise ValueError(
-                "PruningConfig(verify='full') runs each cut on real inputs: pass verify_inputs, a function that returns a "
-                "batch for the model's forward, or verify='structure'."
-            )
-        if config.verify == "full" and runtime is not None and runtime.equal_forwards:
-            raise UnsupportedBackendError(
-                f"PruningConfig(verify='full') runs the model around each cut, which {runtime.name} does not allow: its "
-                "units would be whole while the optimizer is edited. Pass verify='structure'. Nothing was changed."
-            )
+        check_verification(config, verify_inputs is not None, runtime)
         self.model = model
         self.whole: nn.Module = model if whole is None else whole
         self.config = config
         self.runtime = runtime or SingleProcess()
-        self._planner = RoundPlanner(model, config, measure, record)
+        self._planner = RoundPlanner(model, config, measure, record, score)
         self._judge = Judge(config, evaluate, self.runtime, metric_hint, judged_on)
         self._time_forward, self._baseline_is_timed = time_forward, False
         self._trains, self._snapshot_directory = trains, snapshot_directory
@@ -213,7 +208,7 @@ class PruningEngine:
         Raises:
             MPrunerError: if the processes were given different plans; nothing was changed on any of them.
         """
-        if not self.runtime.all_equal(plan.kept):
+        if not self.runtime.all_equal((plan.kept, [stack.merged for stack in plan.stacks.values()])):
             raise MPrunerError(
                 f"The processes have different plans: this one (rank {self.runtime.rank}) would keep {plan.kept}. Decide on "
                 "the main process and send the plan to the others (runtime.broadcast). Nothing was changed."

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from .architectures.adapters import unwrap_adapters
 from .config import PruningConfig
+from .criteria import Criterion, CriterionInputs, ScoredLayers, check_needs, find_criterion, score_layers
 from .data import FirstBatch, calibration_loader, describe_data, describe_sample, has_one_label_each
 from .engine import PruningEngine
 from .environment import describe_device, library_versions
 from .errors import MPrunerError
 from .features import measure_similarity
+from .features.measure import evaluating
 from .latency import time_forward
-from .metric import is_share
+from .metric import Metric, is_share
 from .pruned_base import save_with_base
+from .record import PruningRecord
 from .report import PruningReport
 from .runtime import keep_rng_state
-from .verdict import Judged
+from .verdict import Evaluate, Judged
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
 
     from .architectures import BlockStack
     from .similarity import SimilarityMatrix
+
+logger = logging.getLogger(__name__)
 
 
 def prune_(
@@ -41,18 +49,20 @@ def prune_(
 ) -> PruningReport:
     """Prune a model in place, in one call and without training.
 
-    Without `evaluate` the model is measured once and cut once. With it, the rounds of MPruner's Algorithm 1 are run
-    without recovery: cut, judge, keep or go back, until no round is left.
+    Without `evaluate` the model is measured once and cut once, or until as many layers are left as `target_num_layers`
+    asks for. With it, the rounds of MPruner's Algorithm 1 are run without recovery: cut, judge, keep or go back, until no
+    round is left.
 
     Args:
         model (`PreTrainedModel`): changed in place; afterwards `save_pretrained` writes an ordinary checkpoint. Or peft's
             wrapper around one, whose `save_pretrained` then writes the cut base beside the adapters.
         config (`PruningConfig`, *optional*): what to prune. `start_epoch`, `recovery_epochs`, `freeze_untouched` and
             `snapshot` concern training and have no meaning here.
-        calibration: data to measure similarity on: a dataset (model-ready, or with a text or image column and
+        calibration: data to measure similarity, or what else the criterion measures, on: a dataset (model-ready, or with a text or image column and
             `processing_class`), or an iterable of batches.
         processing_class (*optional*): tokenizer or image processor for raw data.
-        evaluate (*optional*): called with the model, returns metrics by name.
+        evaluate (*optional*): called with the model, returns metrics by name. A criterion that needs a metric takes this
+            one, too, so that the same examples choose and judge.
         eval_dataset (*optional*): the examples that `evaluate` judges on, for the report: how many there are, where they
             come from, and the interval of an accuracy. Nothing is evaluated on it here.
         show_progress (`bool`, *optional*): progress bar; by default only on a terminal.
@@ -62,10 +72,12 @@ def prune_(
 
     Raises:
         UnsupportedArchitectureError: if the model has no stack that can be cut, or the cut cannot be proved right.
-        CalibrationError: if the calibration data is empty or gives values that are not finite.
+        CalibrationError: if the calibration data is empty or gives values that are not finite, or if the criterion needs
+            labels, gradients or a metric that are not there.
         ValueError: for a config that does not fit the model or the metrics.
     """
     config, whole = config or PruningConfig(), model
+    criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
     model = cast("PreTrainedModel", unwrap_adapters(cast(nn.Module, whole)))
     with keep_rng_state():
         loader = calibration_loader(
@@ -75,35 +87,104 @@ def prune_(
             batch_size=config.calibration_batch_size,
             seed=config.seed,
             model=model,
+            keep_labels=criterion is not None and bool(criterion.needs & {"loss", "gradients"}),
         )
-    first = FirstBatch(loader)
+    values = None if evaluate is None else functools.partial(_evaluated, evaluate, whole)
+    engine = _make_engine(model, config, FirstBatch(loader), values, eval_dataset, show_progress)
+    record = engine.record
+    record.data["calibration"] = describe_sample(calibration, loader, "given by the user")
+    record.versions, record.device = library_versions(), describe_device(model.device)
+    save_with_base(whole)
+    _run_rounds(engine, goes_on=evaluate is not None or config.target_num_layers is not None)
+    return PruningReport(record)
 
+
+def _make_engine(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    first: FirstBatch,
+    evaluate: Evaluate | None,
+    eval_dataset: Any,
+    show_progress: bool | None,
+) -> PruningEngine:
     def measure(stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
         return measure_similarity(model, first.batches, stacks, protocol=config.protocol, show_progress=show_progress)
 
+    scores = _Scores(model, config, first.batches, show_progress, evaluate)
     engine = PruningEngine(
         model,
         config,
         measure=measure,
-        evaluate=None if evaluate is None else lambda: _evaluated(evaluate, whole),
+        score=scores,
+        evaluate=evaluate,
         trains=False,
         verify_inputs=first,
         time_forward=lambda record, measured: time_forward(model, first, record, measured),
         judged_on=lambda metric: _judged(metric, eval_dataset),
     )
-    record = engine.record
-    record.data["calibration"] = describe_sample(calibration, loader, "given by the user")
-    record.versions, record.device = library_versions(), describe_device(model.device)
-    save_with_base(whole)
-    _run_rounds(engine, is_judged=evaluate is not None)
-    return PruningReport(record)
+    scores.record = engine.record
+    if not config.plans_by_threshold:
+        scores.check(find_criterion(config.criterion))
+    return engine
 
 
-def _run_rounds(engine: PruningEngine, *, is_judged: bool) -> None:
+class _Scores:
+    """Lets criteria score the layers of a model, with the user's own `evaluate`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: PruningConfig,
+        batches: Any,
+        show_progress: bool | None,
+        evaluate: Evaluate | None,
+    ) -> None:
+        self.model, self.config, self.batches, self.show_progress = model, config, batches, show_progress
+        self._evaluate = evaluate
+        self.record: PruningRecord  # of the engine, which knows the metric that decides
+
+    def check(self, criterion: Criterion) -> None:
+        """Refuse a criterion that could not score, before anything is measured, and say who chooses."""
+        inputs = self._inputs([], {})
+        check_needs(criterion, inputs)
+        if criterion.needs & {"loss", "gradients"}:
+            with keep_rng_state(), evaluating(self.model), torch.no_grad():
+                inputs.loss(next(inputs.each_batch()))
+        if "metric" in criterion.needs:
+            logger.warning(
+                "The same examples choose the layers and judge the result: the criterion '%s' asks evaluate, as the "
+                "verdict does. For an unbiased one evaluate the pruned model on other data.",
+                criterion.name,
+            )
+
+    def __call__(self, criterion: Criterion, stacks: list[BlockStack], num_removed: Mapping[str, int]) -> ScoredLayers:
+        """What a criterion says of the model as it is."""
+        return score_layers(criterion, self._inputs(stacks, num_removed))
+
+    def _inputs(self, stacks: list[BlockStack], num_removed: Mapping[str, int]) -> CriterionInputs:
+        return CriterionInputs(
+            self.model,
+            stacks,
+            batches=self.batches,
+            evaluate=None if self._evaluate is None else self._value,
+            num_removed=num_removed,
+            protocol=self.config.protocol,
+            linkage=self.config.linkage,
+            seed=self.config.seed,
+            show_progress=self.show_progress,
+        )
+
+    def _value(self) -> float:
+        metric = Metric(str(self.record.metric), self.record.greater_is_better is not False)
+        value = metric.read(self._evaluate() if self._evaluate is not None else {})
+        return value if metric.greater_is_better else -value
+
+
+def _run_rounds(engine: PruningEngine, *, goes_on: bool) -> None:
     with keep_rng_state():
         while engine.start_round():
             engine.decide()
-            if not is_judged:
+            if not goes_on:
                 engine.stop("one round was asked for: without evaluate nothing can judge a second one")
         engine.measure_kept()
 

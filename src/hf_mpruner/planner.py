@@ -1,44 +1,40 @@
-"""What the next round of Algorithm 1 would cut: measured once, planned for ever coarser k until a cut is new."""
+"""What the next round would cut: measured once, planned for ever coarser k until a cut is new.
+
+Without a number of layers to go, whole clusters go at a threshold (MPruner, Algorithm 1); with one, the layers that a
+criterion scores lowest.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from .architectures import BlockStack, find_block_stacks
 from .clusters import LayerCluster, find_clusters
 from .config import PruningConfig, resolve_protected
+from .criteria import (
+    Criterion,
+    Quota,
+    ScoredLayers,
+    as_recorded,
+    find_criterion,
+    from_original,
+    hold_protected,
+    plan_layers,
+)
 from .errors import UnsupportedArchitectureError
 from .plan import PruningPlan
-from .record import Measurement, PruningRecord, Round
+from .record import PruningRecord
+from .roundplan import RoundPlan, original_similarity
 from .similarity import SimilarityMatrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Measure = Callable[[list[BlockStack]], dict[str, SimilarityMatrix]]
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """What the next round would do, in the numbering of the model as it is now.
-
-    Args:
-        plan (`PruningPlan`): the layers that would stay.
-        granularity (`int`): the k it was planned with.
-        matrices (`dict[str, SimilarityMatrix]`): the evidence, by stack path.
-        clusters (`dict[str, list[LayerCluster]]`): found in them.
-        analysis_seconds (`float`): wall-clock time of measuring.
-    """
-
-    plan: PruningPlan
-    granularity: int
-    matrices: dict[str, SimilarityMatrix]
-    clusters: dict[str, list[LayerCluster]]
-    analysis_seconds: float
+Score = Callable[[Criterion, list[BlockStack], dict[str, int]], ScoredLayers]
 
 
 class RoundPlanner:
@@ -49,32 +45,52 @@ class RoundPlanner:
         config (`PruningConfig`): what the user asked for.
         measure: called with the live block stacks, returns a `SimilarityMatrix` for each path.
         record (`PruningRecord`, *optional*): of the run that is gone on with; the model is as it left it.
+        score (*optional*): called with a criterion, the live block stacks that shrink and how many layers of each go at
+            most, returns what it says; needed if the config asks for a number of layers.
 
     Attributes:
         depths (`dict[str, int]`): for each stack that may be cut, the layers it has now.
+        criterion (`Criterion`, *optional*): what scores layers; `None` if whole clusters go at a threshold.
 
     Raises:
         UnsupportedArchitectureError: if the model has no stack that can be cut.
-        ValueError: if the config names unknown stacks or layers, or protects every layer.
+        ValueError: if the config names unknown stacks, layers or criteria, protects every layer, or asks for fewer layers
+            than can be left.
     """
 
     def __init__(
-        self, model: PreTrainedModel, config: PruningConfig, measure: Measure, record: PruningRecord | None = None
+        self,
+        model: PreTrainedModel,
+        config: PruningConfig,
+        measure: Measure,
+        record: PruningRecord | None = None,
+        score: Score | None = None,
     ) -> None:
         """Look at the model and the config; nothing is measured yet."""
         self.model, self.config = model, config
-        self._measure = measure
+        self._measure, self._score = measure, score
+        self.criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
+        if self.criterion is not None and score is None:
+            raise ValueError(
+                "target_num_layers and layers_per_round need a way to score layers: pass score to PruningEngine."
+            )
         self._measured: tuple[dict[str, SimilarityMatrix], float] | None = None
+        self._scored: tuple[ScoredLayers, float] | None = None
         self._measured_at: int | None = None  # the step of the training at which the model is as measured
         self._rejected: list[dict[str, tuple[int, ...]]] = []
         if record is not None:
             self.depths = dict(record.depths)
             self._protected = resolve_protected(config.protect, self.depths)
+            self._quota = Quota(config, self.depths)
             self._adopt(record)
             return
         stacks = _selected(find_block_stacks(model), config.stacks)
         self.depths = {stack.path: stack.depth for stack in stacks}
         self._protected = resolve_protected(config.protect, self.depths)
+        self._quota = Quota(config, self.depths)
+        if self.criterion is not None:
+            self._check_number(stacks)
+            return
         free = {stack.path: set(stack.prunable) - self._protected[stack.path] - {0} for stack in stacks}
         if not any(free.values()):
             held = "; ".join(f"'{path}': protected {sorted(layers)}" for path, layers in self._protected.items())
@@ -96,6 +112,8 @@ class RoundPlanner:
         Returns:
             `RoundPlan`, or in words why there is none.
         """
+        if self.criterion is not None and self._quota.is_reached(record.kept):
+            return "target reached"
         if self.config.max_rounds is not None and len(record.rounds) >= self.config.max_rounds:
             return f"max_rounds={self.config.max_rounds} reached"
         if all(len(layers) == 1 for layers in record.kept.values()):
@@ -103,6 +121,8 @@ class RoundPlanner:
         stacks = self._find_stacks()
         if isinstance(stacks, str):
             return stacks
+        if self.criterion is not None:
+            return self._plan_by_scores(self.criterion, stacks, record, step)
         if self._measured is None:
             started = time.perf_counter()
             self._measured = (self._measure(stacks), time.perf_counter() - started)
@@ -114,19 +134,67 @@ class RoundPlanner:
         }
         if all(len(cluster.layers) == 1 for found in clusters.values() for cluster in found):
             return f"no two neighbouring layers are alike at threshold {self.config.threshold:g}"
-        protect = [
-            f"{path}:{live}"
-            for path, layers in record.kept.items()
-            for live, original in enumerate(layers)
-            if original in self._protected[path] and path in matrices
-        ]
+        protect = _entries(self._live_protected(record, list(matrices)))
         for granularity in range(record.granularity, self.config.max_granularity + 1):
             plan = PruningPlan.from_clusters(clusters, stacks, granularity, protect)
-            if plan.num_removed and plan.kept not in self._rejected:
+            if plan.num_removed and _shortened(plan) not in self._rejected:
                 return RoundPlan(plan, granularity, matrices, clusters, seconds)
         if self._rejected:
             return f"rejected up to granularity {self.config.max_granularity}"
         return "the layers that are alike are protected or pinned"
+
+    def _plan_by_scores(
+        self, criterion: Criterion, stacks: list[BlockStack], record: PruningRecord, step: int
+    ) -> RoundPlan | str:
+        """Plan a round in which the layers go that the criterion scores lowest."""
+        protected = self._live_protected(record, [stack.path for stack in stacks])
+        coarser = range(record.granularity, self.config.max_granularity + 1)
+        numbers = {k: self._quota.numbers(stacks, protected, k) for k in coarser}
+        most = {
+            path: max(each.get(path, 0) for each in numbers.values()) for each in numbers.values() for path in each
+        }
+        if not most:
+            return "no layer is left that could go"
+        scored, seconds = self._score_once(criterion, hold_protected(stacks, protected), most, step)
+        matrices, clusters = _found_alike(scored)
+        for granularity, number in numbers.items():
+            try:
+                plan = plan_layers(criterion, scored, stacks, number, _entries(protected))
+            except ValueError as error:
+                return f"{criterion.name} finds no layers that could go: {' '.join(str(error).split())}"
+            if plan.num_removed and _shortened(plan) not in self._rejected:
+                return RoundPlan(plan, granularity, matrices, clusters, seconds, scored)
+        if self._rejected:
+            return f"rejected up to granularity {self.config.max_granularity}"
+        return f"{criterion.name} finds no layers that could go"
+
+    def _score_once(
+        self, criterion: Criterion, stacks: list[BlockStack], most: dict[str, int], step: int
+    ) -> tuple[ScoredLayers, float]:
+        """The scores of the model as it is, and the seconds that they took; measured only if it changed since."""
+        if self._scored is None and self._score is not None:
+            started = time.perf_counter()
+            scored = as_recorded(self._score(criterion, [stack for stack in stacks if stack.path in most], most))
+            self._scored, self._measured_at = (scored, time.perf_counter() - started), step
+        return cast("tuple[ScoredLayers, float]", self._scored)
+
+    def _check_number(self, stacks: list[BlockStack]) -> None:
+        """Refuse a number of layers that cannot be reached, before anything is measured."""
+        self._quota.check(stacks, self._protected)
+        if not self._quota.targets and not self._quota.numbers(stacks, self._protected, 1):
+            held = "; ".join(f"'{path}': protected {sorted(layers)}" for path, layers in self._protected.items())
+            raise ValueError(
+                f"Every layer that could go is protected or pinned ({held}). Leave at least one layer out of protect."
+            )
+
+    def _live_protected(self, record: PruningRecord, paths: list[str]) -> dict[str, list[int]]:
+        """Protected layers of some stacks, in the numbering of the model as it is."""
+        kept = record.kept
+        return {
+            path: [live for live, original in enumerate(kept[path]) if original in self._protected[path]]
+            for path in kept
+            if path in paths
+        }
 
     def measure_kept(self, record: PruningRecord, step: int | None) -> dict[str, dict[str, Any]]:
         """Similarities of the model as it is, in the original numbering; measured only if it changed since the last time.
@@ -138,14 +206,16 @@ class RoundPlanner:
         Returns:
             `dict`: for each stack that still is one `SimilarityMatrix.to_dict()`.
         """
+        if self.criterion is not None and self.criterion.name != "cka":
+            return {}
         if self._measured is not None and self._measured_at == step:
-            return _original_similarity(self._measured[0], record.kept)
+            return original_similarity(self._measured[0], record.kept)
         stacks = self._find_stacks()
-        return {} if isinstance(stacks, str) else _original_similarity(self._measure(stacks), record.kept)
+        return {} if isinstance(stacks, str) else original_similarity(self._measure(stacks), record.kept)
 
     def reject(self, plan: PruningPlan, step: int = 0) -> None:
         """Do not plan this cut again; the model is as it was, so what was measured still holds."""
-        self._rejected.append(plan.kept)
+        self._rejected.append(_shortened(plan))
         self._measured_at = step
 
     def _find_stacks(self) -> list[BlockStack] | str:
@@ -161,14 +231,21 @@ class RoundPlanner:
 
         Similarities are read from the record, to the bit, so that the next plan is the one that would have been made.
         """
+        before = record.kept
         for round_ in reversed(record.rounds):
             if round_.verdict not in ("rejected", "pending"):
                 break
-            position = {path: {layer: i for i, layer in enumerate(kept)} for path, kept in record.kept.items()}
-            plan = {path: tuple(position[path][layer] for layer in round_.kept[path]) for path in round_.similarity}
+            plan = {
+                path: tuple(before[path].index(layer) for layer in layers)
+                for path, layers in round_.kept.items()
+                if layers != before[path]
+            }
             if round_.verdict == "rejected":
                 self._rejected.insert(0, plan)
-            if self._measured is None:
+            if self._scored is None and round_.scores:
+                self._scored = (from_original(round_.scores), round_.analysis_seconds)
+                self._measured_at = round_.decided_at_step if round_.verdict == "rejected" else None
+            if self._measured is None and round_.similarity:
                 matrices = {path: SimilarityMatrix.from_dict(values) for path, values in round_.similarity.items()}
                 live = {path: replace(one, layers=tuple(range(len(one.layers)))) for path, one in matrices.items()}
                 self._measured = (live, round_.analysis_seconds)
@@ -176,8 +253,22 @@ class RoundPlanner:
 
     def forget(self) -> None:
         """The model changed: what was measured and rejected no longer holds."""
-        self._measured = None
+        self._measured = self._scored = None
         self._rejected.clear()
+
+
+def _shortened(plan: PruningPlan) -> dict[str, tuple[int, ...]]:
+    """The layers that stay, of the stacks that lose any."""
+    return {path: stack.kept for path, stack in plan.stacks.items() if stack.removed}
+
+
+def _entries(protected: Mapping[str, list[int]]) -> list[str]:
+    return [f"{path}:{layer}" for path, layers in protected.items() for layer in layers]
+
+
+def _found_alike(scored: ScoredLayers) -> tuple[dict[str, SimilarityMatrix], dict[str, list[LayerCluster]]]:
+    """Similarities and clusters that a criterion has measured on its way, by stack path."""
+    return {}, {}
 
 
 def _selected(stacks: list[BlockStack], paths: list[str] | None) -> list[BlockStack]:
@@ -188,66 +279,3 @@ def _selected(stacks: list[BlockStack], paths: list[str] | None) -> list[BlockSt
             f"stacks={unknown} are no block stacks of this model. Its stacks are: {', '.join(known)}; pass some of these."
         )
     return [stack for stack in stacks if paths is None or stack.path in paths]
-
-
-def new_record(model: PreTrainedModel, config: PruningConfig, depths: dict[str, int]) -> PruningRecord:
-    """The record of a run that begins.
-
-    Args:
-        model (`PreTrainedModel`): uncut.
-        config (`PruningConfig`): what the user asked for.
-        depths (`dict[str, int]`): layers of each stack that may be cut.
-    """
-    name = getattr(model.config, "_name_or_path", "") or ""
-    # a path of this machine says nothing elsewhere
-    is_path = not name or Path(name).exists() or name.startswith(("/", ".", "~"))
-    return PruningRecord(
-        depths,
-        model_type=model.config.model_type,
-        source_model=None if is_path else name,
-        source_revision=getattr(model.config, "_commit_hash", None),
-        config=config.to_dict(),
-        granularity=config.granularity,
-    )
-
-
-def new_round(following: RoundPlan, record: PruningRecord, size: Measurement, step: int) -> Round:
-    """A plan as the next round of a record, in the original numbering; not decided.
-
-    Args:
-        following (`RoundPlan`): in the numbering of the model as it is.
-        record (`PruningRecord`): the run so far.
-        size (`Measurement`): of the model as it is.
-        step (`int`): of the training.
-    """
-    original, plan = record.kept, following.plan
-    kept = {path: [original[path][i] for i in stack.kept] for path, stack in plan.stacks.items()}
-    return Round(
-        number=len(record.rounds) + 1,
-        granularity=following.granularity,
-        kept={**original, **kept},
-        clusters=_original_clusters(following.clusters, original),
-        similarity={
-            path: replace(matrix, layers=tuple(original[path])).to_dict()
-            for path, matrix in following.matrices.items()
-        },
-        after=size,
-        started_at_step=step,
-        analysis_seconds=following.analysis_seconds,
-    )
-
-
-def _original_similarity(
-    matrices: Mapping[str, SimilarityMatrix], original: Mapping[str, list[int]]
-) -> dict[str, dict[str, Any]]:
-    return {path: replace(matrix, layers=tuple(original[path])).to_dict() for path, matrix in matrices.items()}
-
-
-def _original_clusters(
-    clusters: Mapping[str, list[LayerCluster]], original: Mapping[str, list[int]]
-) -> dict[str, list[list[int]]]:
-    """Layers of the clusters of two or more, in the original numbering."""
-    return {
-        path: [[original[path][i] for i in cluster.layers] for cluster in found if len(cluster.layers) > 1]
-        for path, found in clusters.items()
-    }

@@ -64,6 +64,11 @@ class Round:
         analysis_seconds, recovery_seconds (`float`): wall-clock time of measuring and of training.
         refused (`bool`): the cut could not be proved right, so it was rejected without being made; `after` is the model
             as it stayed.
+        criterion (`str`): what chose the layers: `"cka"` without scores, if whole clusters went at a threshold.
+        scores (`dict`): what the criterion said of the model before this round: `criteria.to_original`; empty if whole
+            clusters went.
+        merged (`dict`): for each stack the kept layers that took others over, and the coefficient of each layer before this
+            round in the sum, in the original numbering: `{"encoder.layer": {"3": {"3": 0.5, "4": 0.5}}}`.
     """
 
     number: int
@@ -80,6 +85,9 @@ class Round:
     analysis_seconds: float = 0.0
     recovery_seconds: float = 0.0
     refused: bool = False
+    criterion: str = "cka"
+    scores: dict[str, Any] = field(default_factory=dict)
+    merged: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -153,14 +161,39 @@ class PruningRecord:
         return {path: list(range(depth)) for path, depth in self.depths.items()}
 
     def to_plan(self) -> PruningPlan:
-        """The plan from the original model to the last accepted one, with every round as its evidence."""
-        stacks = {path: StackPlan(self.depths[path], tuple(layers)) for path, layers in self.kept.items()}
+        """The plan from the original model to the last accepted one, with every round as its evidence.
+
+        What later rounds merged is spelled out in layers of the original model, as if nothing had trained in between.
+        """
+        kept, merged = self.kept, self._merged()
+        stacks = {
+            path: StackPlan(self.depths[path], tuple(layers), merged.get(path, {})) for path, layers in kept.items()
+        }
         evidence = {
             "metric": self.metric,
             "baseline": dataclasses.asdict(self.baseline) if self.baseline else None,
             "rounds": [dataclasses.asdict(round_) for round_ in self.rounds if round_.verdict != "pending"],
         }
         return PruningPlan(stacks, self.model_type, self.source_model, self.source_revision, evidence)
+
+    def _merged(self) -> dict[str, dict[int, dict[int, float]]]:
+        """For each stack the layers of the last accepted model that are sums, over layers of the original one."""
+        sums: dict[str, dict[int, dict[int, float]]] = {}
+        for round_ in self.rounds:
+            if round_.verdict not in ("accepted", "unjudged"):
+                continue
+            for path, changed in round_.merged.items():
+                before = sums.get(path, {})
+                after = dict(before)
+                for layer, terms in changed.items():
+                    total: dict[int, float] = {}
+                    for term, share in terms.items():
+                        for original, coefficient in before.get(int(term), {int(term): 1.0}).items():
+                            total[original] = total.get(original, 0.0) + share * coefficient
+                    after[int(layer)] = total
+                sums[path] = after
+        kept = self.kept
+        return {path: {layer: of for layer, of in one.items() if layer in kept[path]} for path, one in sums.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -17,16 +17,14 @@ from torch import nn
 
 from .architectures.adapters import CUT_MARK, adapter_configs
 from .checkpoint import ROLLBACK_NAME, Checkpoint, last_whole_checkpoint, read_whole_checkpoint
-from .clusters import LayerCluster
 from .cut import PendingCut
 from .errors import MPrunerError, UnsupportedBackendError
 from .optimizer import OptimizerEdit
-from .plan import PruningPlan, StackPlan
-from .planner import RoundPlan
+from .plan import PruningPlan
 from .record import PruningRecord, Round
 from .rollback import Candidate, Rollback
+from .roundplan import RoundPlan, live_numbers, plan_of
 from .runtime import keep_rng_state
-from .similarity import SimilarityMatrix
 from .surgery import ModelEdit, mark_returned
 
 if TYPE_CHECKING:
@@ -98,7 +96,7 @@ class Resumption:
             for round_ in record.rounds:
                 if round_.verdict == "rejected" or round_.kept == current:
                     continue
-                kept = _live_numbers(round_.kept, current)
+                kept = live_numbers(round_.kept, current)
                 edit = ModelEdit(model, {path: kept[path] for path in round_.kept if len(current[path]) > 1})
                 trained = None
                 if optimizer is not None:  # made before the cut, since it looks at the model's order then
@@ -204,20 +202,6 @@ def begin(checkpoint: Checkpoint) -> Resumption | None:
     return Resumption(checkpoint, record)
 
 
-def plan_of(round_: Round, record: PruningRecord) -> RoundPlan:
-    """The plan that a round of a record carried out, in the numbering of the model before it."""
-    current = record.kept
-    numbers = _live_numbers(round_.kept, current)
-    plan = PruningPlan({path: StackPlan(len(current[path]), tuple(numbers[path])) for path in round_.similarity})
-    position = {path: {layer: i for i, layer in enumerate(layers)} for path, layers in current.items()}
-    matrices = {path: SimilarityMatrix.from_dict(values) for path, values in round_.similarity.items()}
-    clusters = {
-        path: [LayerCluster(tuple(position[path][layer] for layer in layers), 0.0) for layers in found]
-        for path, found in round_.clusters.items()
-    }
-    return RoundPlan(plan, round_.granularity, matrices, clusters, round_.analysis_seconds)
-
-
 def prepare(
     trainer: Trainer,
     inner: Callable[[], PreTrainedModel],
@@ -321,7 +305,3 @@ def _check_kind(model: PreTrainedModel, record: PruningRecord, folder: Path) -> 
             f"'{folder}' belongs to another model: it holds a '{record.model_type}' with {', '.join(record.depths)}, but "
             f"the Trainer has a '{kind}' ({type(model).__name__}). Pass the checkpoint of this model. Nothing was changed."
         )
-
-
-def _live_numbers(kept: dict[str, list[int]], current: dict[str, list[int]]) -> dict[str, list[int]]:
-    return {path: [current[path].index(layer) for layer in layers] for path, layers in kept.items()}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 
+from .calibrate import PREFIX
 from .report import PruningReport
 from .report.plots import draw_figures, to_pixels
 from .runtime import keep_rng_state
-from .workbench import PREFIX
 
 if TYPE_CHECKING:
     from transformers import Trainer

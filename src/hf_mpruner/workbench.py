@@ -6,13 +6,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_callback import DefaultFlowCallback, ProgressCallback
 
+from .calibrate import PREFIX, ModelInputs, TrainerScores, calibration_batches
 from .config import PruningConfig
-from .data import FirstBatch, calibration_loader, describe_sample
+from .criteria import find_criterion
+from .data import FirstBatch
 from .engine import PruningEngine
 from .facts import Seen, find_judged, watch_evaluations, write_facts
 from .features import measure_similarity
@@ -21,7 +22,7 @@ from .metric import strip_prefix
 from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime, keep_rng_state
 from .subject import trained_model, trained_whole
-from .trainers import UnflattenedBatches, as_model_inputs, evaluator_of, keep_books
+from .trainers import evaluator_of, keep_books
 from .verdict import Judged
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from .similarity import SimilarityMatrix
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "mpruner"
 
 
 class Workbench:
@@ -53,6 +52,7 @@ class Workbench:
         self.trainer, self.config, self.calibration = trainer, config, calibration
         self.runtime = runtime
         self._first: FirstBatch
+        self._scores: TrainerScores
         self._seen: dict[str, Seen] = {}
 
     def make_engine(self, record: PruningRecord | None) -> PruningEngine:
@@ -62,13 +62,17 @@ class Workbench:
             record (`PruningRecord`, *optional*): of a run that is gone on with.
 
         Raises:
-            CalibrationError: if there are no examples.
+            CalibrationError: if there are no examples, or none that the criterion can score layers on.
+            UnsupportedBackendError: if the processes cannot run what the criterion needs.
         """
         args, config = self.trainer.args, self.config
+        criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
+        needs_loss = criterion is not None and bool(criterion.needs & {"loss", "gradients"})
         engine = PruningEngine(
             trained_model(self.trainer),
             config,
             measure=self.measure,
+            score=lambda *given: self._scores(*given),
             evaluate=self.evaluate,
             runtime=self.runtime,
             trains=config.recovery_epochs > 0,
@@ -81,8 +85,16 @@ class Workbench:
             record=record,
         )
         way = "LayerPruningCallback(trainer, config, calibration=other_dataset)"
-        batches, facts = calibration_batches(self.trainer, config, self.calibration, way)
-        self._first = FirstBatch(batches)
+        batches, facts = calibration_batches(self.trainer, config, self.calibration, way, raw=needs_loss)
+        self._first = FirstBatch(ModelInputs(self.trainer, batches) if needs_loss else batches)
+        if criterion is not None:
+            given = (self.trainer, config, self.calibration, self.runtime)
+            of_criterion = batches if needs_loss else self._first.batches
+            self._scores = TrainerScores(
+                *given, batches=of_criterion, judge=self.evaluate, record=lambda: engine.record
+            )
+            with self.aside():
+                self._scores.check(criterion)
         write_facts(engine.record, self.trainer, facts)
         return engine
 
@@ -174,56 +186,6 @@ class Workbench:
             facts[f"{PREFIX}_drop"] = round_.drop
         with keep_books(self.trainer), _keep_control(self.trainer):
             self.trainer.log(facts)
-
-
-def calibration_batches(
-    trainer: Trainer, config: PruningConfig, calibration: Any, way: str
-) -> tuple[Any, dict[str, Any]]:
-    """Calibration batches, built the way a Trainer builds its own.
-
-    Args:
-        trainer (`Trainer`): its collator, and the columns that its model takes.
-        config (`PruningConfig`): how many examples, in which batches, drawn by which seed.
-        calibration (*optional*): data to measure on; see `Workbench`.
-        way (`str`): how the user passes other data, for a warning.
-
-    Returns:
-        the batches, and facts for the record.
-
-    Raises:
-        CalibrationError: if there are no examples.
-    """
-    candidates = (calibration, trainer.eval_dataset, trainer.train_dataset)
-    given: Any = next((data for data in candidates if data is not None), None)
-    trained = given is trainer.train_dataset
-    if isinstance(given, dict):
-        given = next(iter(given.values()))
-    judges = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
-    same = any(given is judge for judge in judges)
-    if same:
-        logger.warning(
-            "The same examples choose the layers and judge the result: similarity is measured on a sample of the "
-            "evaluation set. For an unbiased verdict pass %s, a part of the training set for instance.",
-            way,
-        )
-    with keep_rng_state():
-        # public, and it does what the Trainer does: drops columns that the model does not take, picks the collator
-        like_trainer = trainer.get_test_dataloader(cast(Any, given)) if _is_dataset(given) else None
-        loader = calibration_loader(
-            given if like_trainer is None else like_trainer.dataset,
-            collate_fn=None if like_trainer is None else UnflattenedBatches(like_trainer.collate_fn),
-            num_samples=config.calibration_samples,
-            batch_size=config.calibration_batch_size,
-            seed=config.seed,
-            model=trained_model(trainer),
-        )
-    source = "sample of the evaluation set" if same else "sample of the training set"
-    facts = describe_sample(given, loader, source if same or trained else "given by the user")
-    return as_model_inputs(trainer, loader), facts
-
-
-def _is_dataset(data: Any) -> bool:
-    return not isinstance(data, DataLoader) and (hasattr(data, "__getitem__") or isinstance(data, IterableDataset))
 
 
 @contextmanager

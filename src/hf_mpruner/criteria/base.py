@@ -89,14 +89,19 @@ def score_layers(criterion: Criterion, inputs: CriterionInputs) -> ScoredLayers:
             finite.
         TypeError, ValueError: if the criterion's own code returns something else than one number a layer.
     """
-    _check_needs(criterion, inputs)
+    check_needs(criterion, inputs)
     with inputs.counting() as cost, torch.enable_grad():
         found = criterion.score(inputs)
         spent = cost()
     return ScoredLayers(criterion.name, check_scores(criterion.name, found, inputs.stacks), spent)
 
 
-def _check_needs(criterion: Criterion, inputs: CriterionInputs) -> None:
+def check_needs(criterion: Criterion, inputs: CriterionInputs) -> None:
+    """Refuse inputs without something that a criterion needs; what only a pass over the data shows is not looked at.
+
+    Raises:
+        CalibrationError: naming it.
+    """
     name, needs = criterion.name, criterion.needs
     if inputs.batches is None and needs & {"data", "loss", "gradients"}:
         raise CalibrationError(f"The criterion '{name}' measures on calibration data: pass calibration=dataset.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_mpruner.calibrate import calibration_batches
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.cycles.fresh import (
     announce,
@@ -26,27 +27,23 @@ from hf_mpruner.cycles.fresh import (
     train,
 )
 from hf_mpruner.cycles.ledger import Ledger
+from hf_mpruner.cycles.plain import PlainModel
 from hf_mpruner.cycles.shared import on_main, shared_folder
-from hf_mpruner.cycles.whole import load_source, load_whole, on_device, save_whole
+from hf_mpruner.cycles.whole import load_source, load_whole, save_whole
 from hf_mpruner.data import FirstBatch
 from hf_mpruner.engine import PruningEngine
 from hf_mpruner.errors import MPrunerError
 from hf_mpruner.facts import write_facts
-from hf_mpruner.features import measure_similarity
-from hf_mpruner.latency import time_forward
-from hf_mpruner.record import Measurement, PruningRecord, Round
+from hf_mpruner.record import PruningRecord, Round
 from hf_mpruner.report import PruningReport
 from hf_mpruner.resume import check_world_size
 from hf_mpruner.runtime import Runtime, copies_runtime, keep_rng_state, whole_models
 from hf_mpruner.subject import trained_model
 from hf_mpruner.verdict import Judged
-from hf_mpruner.workbench import Workbench, calibration_batches
+from hf_mpruner.workbench import Workbench
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
-
-    from hf_mpruner.architectures import BlockStack
-    from hf_mpruner.similarity import SimilarityMatrix
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +126,7 @@ class Cycles:
         self.runtime: Runtime
         self.engine: PruningEngine
         self.trainer: Trainer | None = None
-        self._first: FirstBatch
+        self._plain: PlainModel
         self._bench: Workbench | None = None
         self._kind: type[PreTrainedModel]
         self._dtype: torch.dtype
@@ -156,9 +153,12 @@ class Cycles:
             check_model(trainer, whole, self.source, ignored=fresh)
             way = "prune_in_cycles(..., calibration=other_dataset)"
             batches, facts = calibration_batches(trainer, self.config, self.calibration, way)
-            self._first = FirstBatch(batches)
-        if self.device is None:
-            self.device = "cpu" if is_partitioned(trainer) else args.device
+            if self.device is None:
+                self.device = "cpu" if is_partitioned(trainer) else args.device
+            self._plain = PlainModel(
+                lambda: self.engine.model, self.config, FirstBatch(batches), self.device, self.runtime
+            )
+            self._plain.check(trainer, whole)
         record = self._find_run(trainer, whole, fresh)
         if record is None or record.baseline is None:
             self._begin(trainer, whole, fresh, facts)
@@ -307,27 +307,18 @@ class Cycles:
             self.engine = PruningEngine(
                 model,
                 self.config,
-                measure=self._measure,
+                measure=self._plain.measure,
+                score=self._plain.score,
                 evaluate=self._evaluate,
                 runtime=self.runtime,
                 trains=False,
                 snapshot_directory=self.ledger.folder,
                 metric_hint=lambda: self._hint,
                 judged_on=lambda metric: Judged({}) if self._bench is None else self._bench.judged_on(metric),
-                verify_inputs=lambda: self._first(),
-                time_forward=self._time_forward,
+                verify_inputs=self._plain.first,
+                time_forward=self._plain.time_forward,
                 record=record,
             )
-
-    def _measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
-        with on_device(self.engine.model, self.device) as model, keep_rng_state():
-            return measure_similarity(
-                model, self._first.batches, stacks, protocol=self.config.protocol, runtime=self.runtime
-            )
-
-    def _time_forward(self, record: PruningRecord, measured: Measurement) -> None:
-        with on_device(self.engine.model, self.device) as model:
-            time_forward(model, self._first, record, measured, runtime=self.runtime)
 
     def _evaluate(self) -> dict[str, float]:
         if self.trainer is None:
