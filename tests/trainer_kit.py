@@ -89,7 +89,7 @@ def add(trainer, **config):
 
 
 # What differs between two runs that are equal to the bit.
-TIMES = ("evaluation_seconds", "latency_seconds", "analysis_seconds", "recovery_seconds")
+TIMES = ("evaluation_seconds", "latency_seconds", "analysis_seconds", "recovery_seconds", "seconds")
 
 
 def facts_of(record):

@@ -295,6 +295,8 @@ class PruningEngine:
         if accepted:
             self._next = None
             self._planner.forget()
+            if self._planner.reached(self.record):
+                self.stop("target reached")
         else:
             self._reject(round_, self._next)
         return round_

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from .architectures import BlockStack, find_block_stacks
-from .clusters import LayerCluster, find_clusters
+from .clusters import find_clusters
 from .config import PruningConfig, resolve_protected
 from .criteria import (
     Criterion,
@@ -27,7 +27,7 @@ from .criteria import (
 from .errors import UnsupportedArchitectureError
 from .plan import PruningPlan
 from .record import PruningRecord
-from .roundplan import RoundPlan, original_similarity
+from .roundplan import RoundPlan, find_alike, original_similarity
 from .similarity import SimilarityMatrix
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class RoundPlanner:
         Returns:
             `RoundPlan`, or in words why there is none.
         """
-        if self.criterion is not None and self._quota.is_reached(record.kept):
+        if self.reached(record):
             return "target reached"
         if self.config.max_rounds is not None and len(record.rounds) >= self.config.max_rounds:
             return f"max_rounds={self.config.max_rounds} reached"
@@ -156,14 +156,13 @@ class RoundPlanner:
         if not most:
             return "no layer is left that could go"
         scored, seconds = self._score_once(criterion, hold_protected(stacks, protected), most, step)
-        matrices, clusters = _found_alike(scored)
         for granularity, number in numbers.items():
             try:
                 plan = plan_layers(criterion, scored, stacks, number, _entries(protected))
             except ValueError as error:
                 return f"{criterion.name} finds no layers that could go: {' '.join(str(error).split())}"
             if plan.num_removed and _shortened(plan) not in self._rejected:
-                return RoundPlan(plan, granularity, matrices, clusters, seconds, scored)
+                return RoundPlan(plan, granularity, *find_alike(scored, plan), seconds, scored)
         if self._rejected:
             return f"rejected up to granularity {self.config.max_granularity}"
         return f"{criterion.name} finds no layers that could go"
@@ -196,6 +195,10 @@ class RoundPlanner:
             if path in paths
         }
 
+    def reached(self, record: PruningRecord) -> bool:
+        """Whether as many layers are left as the user asked for."""
+        return self.criterion is not None and self._quota.is_reached(record.kept)
+
     def measure_kept(self, record: PruningRecord, step: int | None) -> dict[str, dict[str, Any]]:
         """Similarities of the model as it is, in the original numbering; measured only if it changed since the last time.
 
@@ -206,7 +209,7 @@ class RoundPlanner:
         Returns:
             `dict`: for each stack that still is one `SimilarityMatrix.to_dict()`.
         """
-        if self.criterion is not None and self.criterion.name != "cka":
+        if self.criterion is not None and self.config.criterion not in ("cka", "cka_segments"):
             return {}
         if self._measured is not None and self._measured_at == step:
             return original_similarity(self._measured[0], record.kept)
@@ -264,11 +267,6 @@ def _shortened(plan: PruningPlan) -> dict[str, tuple[int, ...]]:
 
 def _entries(protected: Mapping[str, list[int]]) -> list[str]:
     return [f"{path}:{layer}" for path, layers in protected.items() for layer in layers]
-
-
-def _found_alike(scored: ScoredLayers) -> tuple[dict[str, SimilarityMatrix], dict[str, list[LayerCluster]]]:
-    """Similarities and clusters that a criterion has measured on its way, by stack path."""
-    return {}, {}
 
 
 def _selected(stacks: list[BlockStack], paths: list[str] | None) -> list[BlockStack]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .clusters import LayerCluster
+from .clusters import LayerCluster, find_clusters
 from .config import PruningConfig
 from .criteria import ScoredLayers, from_original, to_original
+from .criteria.cka import similarity_of
 from .plan import PruningPlan, StackPlan
 from .record import Measurement, PruningRecord, Round
 from .similarity import SimilarityMatrix
@@ -37,6 +38,33 @@ class RoundPlan:
     clusters: dict[str, list[LayerCluster]]
     analysis_seconds: float
     scored: ScoredLayers | None = None
+
+
+def find_alike(
+    scored: ScoredLayers, plan: PruningPlan
+) -> tuple[dict[str, SimilarityMatrix], dict[str, list[LayerCluster]]]:
+    """Similarities that a criterion has measured on its way, and the clusters that hold what a plan removes.
+
+    Args:
+        scored (`ScoredLayers`): of the model that the plan is for.
+        plan (`PruningPlan`): in the same numbering.
+
+    Returns:
+        by stack path, the matrices, and clusters at the largest similarity at which every layer that goes follows another
+        one in its cluster; both without stacks that have none.
+    """
+    matrices, clusters = {}, {}
+    for path, scores in scored.scores.items():
+        if not (scores.pairs and "protocol" in scores.details):
+            continue
+        matrices[path] = matrix = similarity_of(scores)
+        going = set(plan.stacks[path].removed)
+        for threshold in sorted(set(matrix.values.triu(1).flatten().tolist()), reverse=True):
+            found = find_clusters(matrix, min(max(threshold, 0.0), 1.0), scores.details.get("linkage", "anchor"))
+            if going and going <= {layer for cluster in found for layer in cluster.layers[1:]}:
+                clusters[path] = found
+                break
+    return matrices, clusters
 
 
 def new_record(model: PreTrainedModel, config: PruningConfig, depths: dict[str, int]) -> PruningRecord:

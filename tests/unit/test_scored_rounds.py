@@ -12,6 +12,7 @@ import torch
 import criteria_kit  # noqa: F401 - registers criteria
 from hf_mpruner import PruningConfig, prune_
 from hf_mpruner.architectures import BlockStack, ConfigField, find_block_stacks
+from hf_mpruner.clusters import find_clusters
 from hf_mpruner.criteria import (
     LayerScores,
     Quota,
@@ -23,9 +24,11 @@ from hf_mpruner.criteria import (
 )
 from hf_mpruner.engine import PruningEngine
 from hf_mpruner.errors import CalibrationError
+from hf_mpruner.features import measure_similarity
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.record import PruningRecord
 from hf_mpruner.roundplan import plan_of
+from hf_mpruner.similarity import SimilarityMatrix
 from trainer_kit import STACK, Rows
 
 SMALL = {"calibration_samples": 16, "calibration_batch_size": 8}
@@ -301,3 +304,24 @@ def test_a_record_of_before_criteria_loads(make_bert):
             del round_[name]
     assert PruningRecord.from_dict(values) == report.record
     assert find_block_stacks(make_bert())[0].path == STACK
+
+
+def test_with_cka_and_a_target_the_matrix_and_the_clusters_reach_the_round(make_bert):
+    model, same = make_bert(6), make_bert(6)
+    batches = [{key: torch.stack([row[key] for row in rows().rows]) for key in ("input_ids", "attention_mask")}]
+    report = prune_(model, PruningConfig(target_num_layers=3, **SMALL), calibration=batches)
+    matrix = measure_similarity(same, batches)[STACK]
+    (round_,) = report.rounds
+    assert SimilarityMatrix.from_dict(round_.similarity[STACK]) == matrix
+    gone = set(report.plan.stacks[STACK].removed)
+    # brute force: the largest value of the matrix at which the clusters let those three go
+    for value in sorted(matrix.values.flatten().tolist(), reverse=True):
+        found = [list(one.layers) for one in find_clusters(matrix, value) if len(one.layers) > 1] if value <= 1 else []
+        if gone <= {layer for layers in found for layer in layers[1:]}:
+            break
+    assert round_.clusters == {STACK: found}
+    assert list(report.record.similarity_after[STACK]["layers"]) == list(report.plan.kept[STACK])
+    again = PruningRecord.from_dict(json.loads(json.dumps(report.record.to_dict())))
+    again.rounds[0].verdict = "pending"
+    planned = plan_of(again.rounds[0], again)
+    assert (planned.matrices[STACK], planned.plan.kept) == (matrix, report.plan.kept)
