@@ -21,6 +21,8 @@ _BUILT_IN: dict[str, tuple[str, str]] = {
     "greedy_loss": ("greedy_loss", "GreedyLoss"),
     "output_change": ("output_change", "OutputChange"),
     "metric_drop": ("metric_drop", "MetricDrop"),
+    "laco": ("laco", "Laco"),
+    "mka": ("mka", "Mka"),
     "tail": ("positional", "Tail"),
     "alternate": ("positional", "Alternate"),
     "random": ("positional", "Random"),
