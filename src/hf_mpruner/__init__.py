@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnsupportedBackendError,
     )
     from hf_mpruner.features import measure_similarity
+    from hf_mpruner.narrowing import prune_width_, prune_width_in_rounds
     from hf_mpruner.oneshot import prune_
     from hf_mpruner.plan import PruningPlan, WidthPlan
     from hf_mpruner.publish import push_pruned_model
@@ -63,6 +64,8 @@ __all__ = [
     "measure_similarity",
     "prune_",
     "prune_in_cycles",
+    "prune_width_",
+    "prune_width_in_rounds",
     "push_pruned_model",
     "register_architecture",
     "sparsify_",
@@ -96,6 +99,8 @@ _MODULE_OF = {
     "measure_similarity": "features",
     "prune_": "oneshot",
     "prune_in_cycles": "cycles",
+    "prune_width_": "narrowing",
+    "prune_width_in_rounds": "narrowing",
     "push_pruned_model": "publish",
     "register_architecture": "architectures",
     "sparsify_": "sparsity",
