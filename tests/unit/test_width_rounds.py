@@ -68,6 +68,14 @@ def test_two_rounds_are_one_plan_in_the_first_numbering(tmp_path):
     assert report.metric_name == "accuracy"
 
 
+def test_rounds_end_where_nothing_more_can_go(tmp_path):
+    model = build()
+    make = maker(tmp_path, Scripted(0.9, 0.9, 0.9, 0.9, 0.9))
+    report = prune_width_in_rounds(model, 0.6, 5, make_trainer=make, criterion="random", multiple_of=4)
+    assert [one.removed for one in report.rounds] == [24, 8]  # 20 -> 8 -> 4, and 4 is the least multiple
+    assert model.config.intermediate_size == 4
+
+
 def test_a_metric_that_falls_by_less_loss_is_better(tmp_path):
     model = build()
     report = prune_width_in_rounds(

@@ -65,54 +65,37 @@ def prune_width_(
         `NarrowingReport`: with `.plan`, which replays it on a fresh copy, and `.edit`, whose `undo()` takes it back.
 
     Raises:
-        UnsupportedArchitectureError: the config cannot express fewer (says why, and that masks are the alternative), or it
-            cannot be proved right.
+        UnsupportedArchitectureError: the config cannot express fewer (says why), or it cannot be proved right.
         ValueError: for a fraction outside 0 to 1, or one that leaves a layer empty or changes nothing; an unknown criterion.
-        CalibrationError: if the criterion needs data, or the data cannot be measured. In all cases the model is as it was.
+        CalibrationError: if the criterion needs data, or it cannot be measured. In all cases the model is as it was.
 
     Example:
-        >>> import torch
         >>> from transformers import BertConfig, BertModel
-        >>> config = BertConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2, intermediate_size=16, vocab_size=20)
-        >>> model = BertModel(config)
-        >>> examples = [{"input_ids": torch.randint(0, 20, (6,)).tolist()} for _ in range(8)]
-        >>> report = prune_width_(model, 0.25, calibration=examples)
+        >>> sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> model = BertModel(BertConfig(**sizes, vocab_size=20))
+        >>> report = prune_width_(model, 0.25, calibration=[{"input_ids": [1, 2, 3, token]} for token in range(20)])
         >>> model.config.intermediate_size, model.encoder.layer[1].intermediate.dense
         (12, Linear(in_features=8, out_features=12, bias=True))
     """
     criterion, found = check_width(model, fraction, criterion, what, fields, multiple_of)  # before any data is read
-    first: FirstBatch | None = None
-    if calibration is not None:
-        with keep_rng_state():
-            loader = calibration_loader(
-                calibration,
-                processing_class=processing_class,
-                num_samples=calibration_samples,
-                batch_size=calibration_batch_size,
-                seed=seed,
-                model=model,
-            )
-        first = FirstBatch(loader)
-    elif verify == "full":
+    if calibration is None and verify == "full":
         check_request(verify, None)
-    plan = plan_width(
-        model,
-        found,
-        fraction,
-        batches=None if first is None else first.batches,
-        criterion=criterion,
-        what=what,
-        fields=fields,
-        multiple_of=multiple_of,
-        seed=seed,
-        show_progress=show_progress,
-    )
+    sample: Any = {"num_samples": calibration_samples, "batch_size": calibration_batch_size, "seed": seed}
+    first = None if calibration is None else _read(model, calibration, processing_class, sample)
+    choice: Any = {"criterion": criterion, "what": what, "fields": fields, "multiple_of": multiple_of, "seed": seed}
+    batches = None if first is None else first.batches
+    plan = plan_width(model, found, fraction, batches=batches, show_progress=show_progress, **choice)
     preview = plan.preview(model)
     if first is None:
         edit = apply_width_plan_(model, plan)
     else:
         edit = apply_compared_(model, plan, found, first(), saved=verify == "full")
     return NarrowingReport(plan, preview, edit=edit)
+
+
+def _read(model: PreTrainedModel, calibration: Any, processing_class: Any, sample: Any) -> FirstBatch:
+    with keep_rng_state():
+        return FirstBatch(calibration_loader(calibration, processing_class=processing_class, model=model, **sample))
 
 
 def check_width(

@@ -89,26 +89,48 @@ def prune_width_in_rounds(
         raise MPrunerError(f"{decides.name} is {baseline} before the first round: nothing can be compared with it.")
     calibration = trainer.eval_dataset if calibration is None else calibration
     settings.setdefault("processing_class", trainer.processing_class)
+    del trainer  # its optimizer is of the wider model
     before = WidthPreview(count_parameters(model), 0, _bytes(model), 0)
-    plan: WidthPlan | None = None
-    done: list[NarrowingRound] = []
-    for number in range(1, rounds + 1):
-        del trainer  # its optimizer is of the wider model
-        kept = _State(model)
-        report = prune_width_(model, fraction, calibration=calibration, **settings)
+
+    def judge(number: int, report: NarrowingReport) -> NarrowingRound:
         trainer = _make(make_trainer, model)
         trainer.train()
         value = decides.read(_evaluate(trainer))
-        round_ = _judge(number, report, model, decides, baseline, value, max_metric_drop)
+        drop = decides.drop(baseline, value)
+        accepted = math.isfinite(value) and (max_metric_drop is None or drop <= max_metric_drop)
+        return NarrowingRound(number, report.plan.num_removed, count_parameters(model), value, drop, accepted)
+
+    plan, done = _run_rounds(model, fraction, rounds, {"calibration": calibration, **settings}, judge)
+    preview = WidthPreview(before.parameters_before, count_parameters(model), before.bytes_before, _bytes(model))
+    return NarrowingReport(plan, preview, done, decides.name, baseline)
+
+
+def _run_rounds(
+    model: PreTrainedModel,
+    fraction: float,
+    rounds: int,
+    settings: dict[str, Any],
+    judge: Callable[[int, NarrowingReport], NarrowingRound],
+) -> tuple[WidthPlan, tuple[NarrowingRound, ...]]:
+    """Cut, let it be trained and judged, keep or take back."""
+    plan: WidthPlan | None = None
+    done: list[NarrowingRound] = []
+    for number in range(1, rounds + 1):
+        try:
+            check_width(model, fraction, **_of_check(settings))
+        except ValueError as error:  # of the first round this was checked before anything ran
+            logger.info("No round %d: %s", number, error)
+            break
+        kept = _State(model)
+        report = prune_width_(model, fraction, **settings)
+        round_ = judge(number, report)
         done.append(round_)
-        logger.info("Round %d: %s %.4g, %s.", number, decides.name, value, "kept" if round_.accepted else "taken back")
+        logger.info("Round %d: %.4g, %s.", number, round_.metric, "kept" if round_.accepted else "taken back")
         if not round_.accepted:
             kept.restore_(model, report)
             break
         plan = report.plan if plan is None else plan.then(report.plan)
-    plan = plan or WidthPlan({}, model_type=model.config.model_type)
-    preview = WidthPreview(before.parameters_before, count_parameters(model), before.bytes_before, _bytes(model))
-    return NarrowingReport(plan, preview, tuple(done), decides.name, baseline)
+    return plan or WidthPlan({}, model_type=model.config.model_type), tuple(done)
 
 
 def _check_arguments(rounds: Any, max_metric_drop: Any, settings: Mapping[str, Any]) -> None:
@@ -163,20 +185,6 @@ def _choose(trainer: Trainer, metrics: dict[str, float], name: str | None, great
 
 def _evaluate(trainer: Trainer) -> dict[str, float]:
     return strip_prefix(trainer.evaluate(), "eval")
-
-
-def _judge(
-    number: int,
-    report: NarrowingReport,
-    model: nn.Module,
-    decides: Metric,
-    baseline: float,
-    value: float,
-    max_metric_drop: float | None,
-) -> NarrowingRound:
-    drop = decides.drop(baseline, value)
-    accepted = math.isfinite(value) and (max_metric_drop is None or drop <= max_metric_drop)
-    return NarrowingRound(number, report.plan.num_removed, count_parameters(model), value, drop, accepted)
 
 
 class _State:
