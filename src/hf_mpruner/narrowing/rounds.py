@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,11 +51,9 @@ def prune_width_in_rounds(
         fraction (`float`): how many of each layer's neurons go in a round, above 0 and below 1.
         rounds (`int`): how many at most.
         make_trainer (callable): gets the model and returns a new Trainer for it, with new `TrainingArguments`: an optimizer
-            that has seen the wider model cannot go on. Its `num_train_epochs` is how long a round is trained. Its callbacks
-            may not reload an earlier, wider checkpoint.
+            of the wider model cannot go on. Its `num_train_epochs` is how long a round is trained.
         calibration (*optional*): as for `prune_width_`. By default the Trainer's evaluation set.
-        max_metric_drop (`float`, *optional*): how much worse than before the first round the metric may be, in its own unit.
-            Default: any round is accepted.
+        max_metric_drop (`float`, *optional*): how much worse the metric may be, in its own unit. Default: any.
         metric (`str`, *optional*): what decides; by default as the Trainer says, or the only one there is.
         greater_is_better (`bool`, *optional*): its direction, where its name does not tell.
         settings: of `prune_width_`, but for `verify`: `criterion`, `what`, `fields`, `multiple_of`, `processing_class`,
@@ -85,12 +84,9 @@ def prune_width_in_rounds(
     metrics = _evaluate(trainer)
     decides = _choose(trainer, metrics, metric, greater_is_better)
     baseline = decides.read(metrics)
-    if not math.isfinite(baseline):
-        raise MPrunerError(f"{decides.name} is {baseline} before the first round: nothing can be compared with it.")
     calibration = trainer.eval_dataset if calibration is None else calibration
     settings.setdefault("processing_class", trainer.processing_class)
     del trainer  # its optimizer is of the wider model
-    before = WidthPreview(count_parameters(model), 0, _bytes(model), 0)
 
     def judge(number: int, report: NarrowingReport) -> NarrowingRound:
         trainer = _make(make_trainer, model)
@@ -100,9 +96,8 @@ def prune_width_in_rounds(
         accepted = math.isfinite(value) and (max_metric_drop is None or drop <= max_metric_drop)
         return NarrowingRound(number, report.plan.num_removed, count_parameters(model), value, drop, accepted)
 
-    plan, done = _run_rounds(model, fraction, rounds, {"calibration": calibration, **settings}, judge)
-    preview = WidthPreview(before.parameters_before, count_parameters(model), before.bytes_before, _bytes(model))
-    return NarrowingReport(plan, preview, done, decides.name, baseline)
+    report = _run_rounds(model, fraction, rounds, {"calibration": calibration, **settings}, judge)
+    return replace(report, metric_name=decides.name, baseline=baseline)
 
 
 def _run_rounds(
@@ -111,8 +106,9 @@ def _run_rounds(
     rounds: int,
     settings: dict[str, Any],
     judge: Callable[[int, NarrowingReport], NarrowingRound],
-) -> tuple[WidthPlan, tuple[NarrowingRound, ...]]:
+) -> NarrowingReport:
     """Cut, let it be trained and judged, keep or take back."""
+    parameters, size = count_parameters(model), _bytes(model)
     plan: WidthPlan | None = None
     done: list[NarrowingRound] = []
     for number in range(1, rounds + 1):
@@ -130,7 +126,8 @@ def _run_rounds(
             kept.restore_(model, report)
             break
         plan = report.plan if plan is None else plan.then(report.plan)
-    return plan or WidthPlan({}, model_type=model.config.model_type), tuple(done)
+    preview = WidthPreview(parameters, count_parameters(model), size, _bytes(model))
+    return NarrowingReport(plan or WidthPlan({}, model_type=model.config.model_type), preview, tuple(done))
 
 
 def _check_arguments(rounds: Any, max_metric_drop: Any, settings: Mapping[str, Any]) -> None:
@@ -176,11 +173,15 @@ def _choose(trainer: Trainer, metrics: dict[str, float], name: str | None, great
     args = trainer.args
     hint = (args.metric_for_best_model or "").removeprefix("eval_") or None
     try:
-        return choose_metric(
+        decides = choose_metric(
             metrics, name, greater, fallback_name=hint, fallback_greater_is_better=args.greater_is_better
         )
     except ValueError as error:
         raise ValueError(str(error).replace("PruningConfig(", "prune_width_in_rounds(..., ")) from None
+    baseline = decides.read(metrics)
+    if not math.isfinite(baseline):
+        raise MPrunerError(f"{decides.name} is {baseline} before the first round: nothing can be compared with it.")
+    return decides
 
 
 def _evaluate(trainer: Trainer) -> dict[str, float]:
