@@ -73,10 +73,10 @@ class OutputChange(Criterion):
         distance = DISTANCES[self.distance]
 
         def begin(batch: Mapping[str, Any]) -> Measure:
-            whole = _outputs(inputs, batch)
+            whole = outputs_of(inputs, batch)
 
             def measure() -> tuple[float, float]:
-                rows = [distance(one, other) for one, other in zip(whole, _outputs(inputs, batch), strict=True)]
+                rows = [distance(one, other) for one, other in zip(whole, outputs_of(inputs, batch), strict=True)]
                 return float(sum(row.cpu().double().sum() for row in rows)), sum(map(len, rows))
 
             return measure
@@ -87,8 +87,15 @@ class OutputChange(Criterion):
         }
 
 
-def _outputs(inputs: CriterionInputs, batch: Mapping[str, Any]) -> list[Tensor]:
-    """What the model puts out on a batch, as rows of at least 32 bits: (real positions or examples, features)."""
+def outputs_of(inputs: CriterionInputs, batch: Mapping[str, Any]) -> list[Tensor]:
+    """What the model puts out on a batch: all logits, or its last hidden states.
+
+    Returns:
+        `list[Tensor]`: each as rows of 32 bits or more, (real positions or examples, features).
+
+    Raises:
+        CalibrationError: if it puts out neither, or single numbers; or a padding mask does not fit.
+    """
     output = inputs.forward(batch)
     named = dict(output) if isinstance(output, Mapping) else {}
     chosen = [value for name, value in named.items() if name.endswith("logits") and isinstance(value, Tensor)]
