@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hf_mpruner.architectures import BlockStack, find_block_stacks, register_architecture
     from hf_mpruner.callback import LayerPruningCallback
     from hf_mpruner.clusters import LayerCluster, find_clusters
+    from hf_mpruner.comparison import Comparison, compare_criteria
     from hf_mpruner.config import PruningConfig
     from hf_mpruner.cycles import prune_in_cycles
     from hf_mpruner.errors import (
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockStack",
     "CalibrationError",
+    "Comparison",
     "LayerCluster",
     "LayerPruningCallback",
     "MPrunerError",
@@ -57,6 +59,7 @@ __all__ = [
     "WidthPlan",
     "apply_plan_",
     "apply_width_plan_",
+    "compare_criteria",
     "find_block_stacks",
     "find_clusters",
     "linear_cka",
@@ -75,6 +78,7 @@ __all__ = [
 _MODULE_OF = {
     "BlockStack": "architectures",
     "CalibrationError": "errors",
+    "Comparison": "comparison",
     "LayerCluster": "clusters",
     "LayerPruningCallback": "callback",
     "MPrunerError": "errors",
@@ -92,6 +96,7 @@ _MODULE_OF = {
     "WidthPlan": "plan",
     "apply_plan_": "surgery",
     "apply_width_plan_": "surgery",
+    "compare_criteria": "comparison",
     "find_block_stacks": "architectures",
     "find_clusters": "clusters",
     "linear_cka": "similarity",

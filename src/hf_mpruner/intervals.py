@@ -1,7 +1,10 @@
-"""How far a measured proportion may be from the true one."""
+"""How far a measured proportion, or the mean of several measurements, may be from the true one."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
 from statistics import NormalDist
 
 # Half of the fourth digit, and the last bit of a 32-bit float.
@@ -70,3 +73,68 @@ def interval_of_share(share: float, num_outcomes: int | None, confidence: float 
     if abs(round(share * num_outcomes) / num_outcomes - share) > _ROUNDED:
         return None
     return list(wilson_interval(share, num_outcomes, confidence))
+
+
+def student_t_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t distribution, by its closed form for whole degrees of freedom.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4: with `tan(angle) = t / sqrt(degrees)` the
+    probability of `|T| <= t` is a finite sum of cosines, which is inverted by bisection.
+
+    Args:
+        probability (`float`): of a value below the quantile, in 0.5..1 without 1.
+        degrees (`int`): of freedom, 1 or more.
+
+    Raises:
+        ValueError: for values outside these ranges.
+
+    Example:
+        >>> round(student_t_quantile(0.975, 2), 4)
+        4.3027
+    """
+    if not 0.5 <= probability < 1.0 or degrees < 1:
+        raise ValueError(
+            f"probability={probability} must be in 0.5..1 without 1, degrees={degrees} must be 1 or more."
+        )
+    wanted, low, high = 2.0 * probability - 1.0, 0.0, math.pi / 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, degrees) < wanted else (low, middle)
+    return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def _within(angle: float, degrees: int) -> float:
+    """Probability of `|T| <= sqrt(degrees) * tan(angle)`."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2 == 1
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(2 if odd else 1, degrees, 2):
+        total += term
+        term *= cosine * cosine * k / (k + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of a mean, of values that are measured independently, e.g. one a seed.
+
+    It covers what differed between the measurements, nothing else: of runs that were judged on the same examples, not
+    how far these examples stand for others.
+
+    Args:
+        values (sequence of `float`): two or more.
+        confidence (`float`): of the interval, between 0 and 1.
+
+    Returns:
+        `tuple` of two `float`, or `None` of a single value.
+
+    Example:
+        >>> low, high = mean_interval([1.0, 2.0, 3.0])
+        >>> round(low, 3), round(high, 3)
+        (-0.484, 4.484)
+    """
+    if len(values) < 2:
+        return None
+    middle = statistics.fmean(values)
+    half = student_t_quantile((1.0 + confidence) / 2.0, len(values) - 1)
+    half *= statistics.stdev(values) / math.sqrt(len(values))
+    return middle - half, middle + half

@@ -1,10 +1,12 @@
-"""Wilson's interval, against published values; and only for what is a share of that many outcomes."""
+"""Wilson's interval, against published values; and only for what is a share of that many outcomes. Student's, of a mean."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from hf_mpruner.intervals import interval_of_share, wilson_interval
+from hf_mpruner.intervals import interval_of_share, mean_interval, student_t_quantile, wilson_interval
 
 
 # Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17 (1998), table I, method 3.
@@ -49,3 +51,27 @@ def test_a_metric_that_is_no_share_of_the_examples_has_none():
     assert interval_of_share(0.9, 16) is None  # 14.4 of 16 examples are none
     assert interval_of_share(92.5, 16) is None
     assert interval_of_share(0.5, None) is None
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 30])
+def test_students_quantile_is_scipys(degrees):
+    stats = pytest.importorskip("scipy.stats")
+    for probability in (0.5, 0.75, 0.9, 0.975, 0.995, 0.9999):
+        expected = stats.t.ppf(probability, degrees)
+        assert student_t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_the_interval_of_a_mean_covers_the_true_one_as_often_as_it_says():
+    generator = random.Random(0)
+    hits = 0
+    for _ in range(4000):
+        low, high = mean_interval([generator.gauss(3.0, 2.0) for _ in range(3)], 0.9)
+        hits += low <= 3.0 <= high
+    assert hits / 4000 == pytest.approx(0.9, abs=0.015)
+
+
+def test_a_single_value_has_no_interval_and_wrong_arguments_are_refused():
+    assert mean_interval([1.0]) is None
+    for probability, degrees in ((0.4, 2), (1.0, 2), (0.9, 0)):
+        with pytest.raises(ValueError, match="must be"):
+            student_t_quantile(probability, degrees)
