@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hf_mpruner.calibrate import calibration_batches
 from hf_mpruner.criteria import Criterion, CriterionInputs, ScoredLayers, score_layers
 from hf_mpruner.cycles.fresh import evaluate
 from hf_mpruner.data import draw_sample
@@ -19,7 +20,7 @@ from hf_mpruner.errors import CalibrationError
 from hf_mpruner.metric import Metric
 from hf_mpruner.runtime import keep_rng_state
 from hf_mpruner.subject import trained_model
-from hf_mpruner.workbench import Workbench, calibration_batches
+from hf_mpruner.workbench import Workbench
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -67,13 +68,14 @@ def score(
         config.calibration_batch_size
     )  # an evaluation is as many passes as a loss
     with bench.aside():
-        batches = None if calibration is None else kept_batches(trainer, config, calibration)
+        raw = bool({"loss", "gradients"} & criterion.needs)  # as the Trainer's loss takes them
+        batches = None if calibration is None else kept_batches(trainer, config, calibration, raw)
         whole = _can_evaluate(calibration)
         inputs = CriterionInputs(
             trained_model(trainer),
             stacks,
             batches=batches,
-            compute_loss=_loss_of(trainer),
+            compute_loss=lambda model, batch: trainer.compute_loss(model, batch),
             evaluate=_metric_on_sample(trainer, config, calibration, metric, evaluate_sample) if whole else None,
             num_removed=num_removed,
             protocol=config.protocol,
@@ -84,14 +86,14 @@ def score(
         return score_layers(criterion, inputs)
 
 
-def kept_batches(trainer: Trainer, config: PruningConfig, calibration: Any) -> list[Mapping[str, Any]]:
+def kept_batches(trainer: Trainer, config: PruningConfig, calibration: Any, raw: bool) -> list[Mapping[str, Any]]:
     """The calibration sample of the config's seed as batches that are the same whenever they are read."""
     with keep_rng_state():
         # a collator may draw, e.g. masks
         random.seed(config.seed)
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
-        return list(calibration_batches(trainer, config, calibration, _WAY)[0])
+        return list(calibration_batches(trainer, config, calibration, _WAY, raw=raw)[0])
 
 
 def code_of(criterion: Criterion) -> str:
@@ -101,13 +103,6 @@ def code_of(criterion: Criterion) -> str:
     except (OSError, TypeError):
         return ""
     return hashlib.sha256(source.encode()).hexdigest()[:12]
-
-
-def _loss_of(trainer: Trainer) -> Callable[[Any, dict[str, Any]], Any] | None:
-    """The loss that trains; `None` for a Trainer whose loss takes other batches than its model."""
-    if hasattr(trainer, "collect_features"):
-        return None
-    return lambda model, batch: trainer.compute_loss(model, batch)
 
 
 def _can_evaluate(calibration: Any) -> bool:
