@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from hf_mpruner import PruningPlan, apply_plan_, find_block_stacks
-from hf_mpruner.criteria import CriterionInputs, find_criterion, plan_layers, score_layers
+from hf_mpruner.criteria import CriterionInputs, find_criterion, hold_protected, plan_layers, score_layers
 from hf_mpruner.criteria.output_change import OutputChange
 from hf_mpruner.errors import CalibrationError
 
@@ -204,7 +204,8 @@ def test_protected_layers_are_there_while_others_are_removed(make_bert):
     model, batches = stretched(make_bert()), text_batches(labels="classes")
     free = scored("greedy_loss", inputs_of(model, batches)).scores[BERT].order
     held = free[0]
-    inputs = inputs_of(model, batches, protected={BERT: [held]}, num_removed={BERT: 3})
+    inputs = inputs_of(model, batches, num_removed={BERT: 3})
+    inputs.stacks = hold_protected(inputs.stacks, {BERT: [held]})
     scores = scored("greedy_loss", inputs).scores[BERT]
     assert held not in scores.order
     assert scores.values[held] is None

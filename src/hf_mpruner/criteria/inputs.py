@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +33,7 @@ class CriterionInputs:
 
     Args:
         model (`nn.Module`): not wrapped.
-        stacks (`Sequence[BlockStack]`): to score, as they are now.
+        stacks (`Sequence[BlockStack]`): to score, as they are now; protected layers are among the pinned ones.
         batches (`Iterable[Mapping]`, *optional*): calibration data as the model's forward takes it, with labels if there
             are any; can be iterated again and again, always the same.
         compute_loss (callable, *optional*): gets the model and a batch on its device, returns the mean loss as a scalar.
@@ -41,8 +41,6 @@ class CriterionInputs:
         evaluate (callable, *optional*): returns the user's metric of the model as it stands, higher is better.
         num_removed (`Mapping[str, int]`): for each stack the most layers that will be asked for; of no stack, as many as
             can go. What is measured anew after each removal stops there.
-        protected (`Mapping[str, Collection[int]]`): for each stack layers that will stay, besides pinned ones: what is
-            measured anew after each removal does not remove them.
         protocol (`SimilarityProtocol`): how similarity is measured.
         linkage (`"anchor"` or `"chain"`): how layers are clustered.
         seed (`int`): for what is drawn.
@@ -56,7 +54,6 @@ class CriterionInputs:
     compute_loss: ComputeLoss | None = None
     evaluate: Callable[[], float] | None = None
     num_removed: Mapping[str, int] = field(default_factory=dict)
-    protected: Mapping[str, Collection[int]] = field(default_factory=dict)
     protocol: SimilarityProtocol = field(default_factory=SimilarityProtocol)
     linkage: Linkage = "anchor"
     seed: int = 0

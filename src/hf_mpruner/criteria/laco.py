@@ -252,11 +252,10 @@ class Trials:
         """See what can be merged, and run the uncut model."""
         self.inputs, self.stack, self.examples = inputs, stack, examples
         followers = [follower.path for follower in stack.followers]
-        held = set(inputs.protected.get(stack.path, ()))
         reasons = {
             layer: cannot_sum(inputs.model, stack.path, layer - 1, [layer], followers)
             for layer in stack.prunable
-            if layer and layer not in held
+            if layer
         }
         self.mergeable = {layer for layer, reason in reasons.items() if reason is None}
         self.reason = next((reason for reason in reasons.values() if reason), "")

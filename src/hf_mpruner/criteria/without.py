@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ import torch
 from hf_mpruner.architectures import BlockStack
 from hf_mpruner.criteria.inputs import CriterionInputs
 from hf_mpruner.criteria.scores import LayerScores
-from hf_mpruner.criteria.select import free_layers
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.skipping import SkippedBlocks, skip_blocks
 
@@ -107,7 +106,7 @@ def remove_greedily(
     In a stack whose layers go in runs of a period, so many neighbours go at a time.
 
     Args:
-        inputs (`CriterionInputs`): says how many layers may go, and which are protected.
+        inputs (`CriterionInputs`): says how many layers may go.
         stack (`BlockStack`): to remove from.
         measure (callable): gets selections of layers, returns a value for each; lower is better.
 
@@ -118,13 +117,12 @@ def remove_greedily(
     Raises:
         CalibrationError: if no layer can be removed first.
     """
-    protected = inputs.protected.get(stack.path, ())
     values: list[float | None] = [None] * stack.depth
     order: list[int] = []
     steps: list[dict[str, float]] = []
-    wanted = _most(inputs, stack, protected)
+    wanted = _most(inputs, stack)
     while len(order) < max(wanted, 1):
-        groups = _next_groups(stack, order, protected, (wanted - len(order)) or stack.period)
+        groups = _next_groups(stack, order, (wanted - len(order)) or stack.period)
         if not groups:
             break
         measured = dict(zip(groups, map(_finite, measure([(*order, *group) for group in groups])), strict=True))
@@ -142,19 +140,18 @@ def remove_greedily(
     return LayerScores(stack.path, tuple(values), tuple(order), details={"steps": steps})
 
 
-def _most(inputs: CriterionInputs, stack: BlockStack, protected: Collection[int]) -> int:
+def _most(inputs: CriterionInputs, stack: BlockStack) -> int:
     """How many layers of a stack may be asked for."""
-    possible = min(len(free_layers(stack, protected)), stack.depth - 1)
+    possible = min(len(stack.prunable), stack.depth - 1)
     return min(possible, inputs.num_removed.get(stack.path, 0)) if inputs.num_removed else possible
 
 
-def _next_groups(stack: BlockStack, gone: Sequence[int], protected: Collection[int], left: int) -> list[Layers]:
+def _next_groups(stack: BlockStack, gone: Sequence[int], left: int) -> list[Layers]:
     """What may go next: single layers, or as many neighbours as the period says."""
     staying = [layer for layer in range(stack.depth) if layer not in gone]
     size = min(stack.period, left)
     windows = [tuple(staying[start : start + size]) for start in range(len(staying) - size + 1)]
-    free = [window for window in windows if not set(window) & set(protected)]
-    return [window for window in free if stack.removable((*gone, *window)) == tuple(sorted((*gone, *window)))]
+    return [window for window in windows if stack.removable((*gone, *window)) == tuple(sorted((*gone, *window)))]
 
 
 def _finite(value: float) -> float | None:
