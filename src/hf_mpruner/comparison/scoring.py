@@ -67,6 +67,7 @@ def score(
     trainer.args.per_device_eval_batch_size = (
         config.calibration_batch_size
     )  # an evaluation is as many passes as a loss
+    loss: Any = trainer.compute_loss
     with bench.aside():
         raw = bool({"loss", "gradients"} & criterion.needs)  # as the Trainer's loss takes them
         batches = None if calibration is None else kept_batches(trainer, config, calibration, raw)
@@ -75,7 +76,7 @@ def score(
             trained_model(trainer),
             stacks,
             batches=batches,
-            compute_loss=lambda model, batch: trainer.compute_loss(model, batch),
+            compute_loss=lambda model, batch: loss(model, batch),
             evaluate=_metric_on_sample(trainer, config, calibration, metric, evaluate_sample) if whole else None,
             num_removed=num_removed,
             protocol=config.protocol,
