@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_mpruner import PruningPlan, apply_plan_, find_block_stacks
-from hf_mpruner.errors import CalibrationError, UnsupportedBackendError
+from hf_mpruner.errors import CalibrationError, UnsupportedArchitectureError, UnsupportedBackendError
 from hf_mpruner.sparsity import KeepZeros, choose_zeros, sparsify_
 from hf_mpruner.sparsity.layers import LinearLayer, find_layers
 from trainer_kit import build_trainer
@@ -232,6 +232,23 @@ def test_zeros_survive_the_disk_and_a_cut(tmp_path):
     assert after.model_zeros >= sum(one.zeros for one in after.layers.values())
 
 
+def test_stacks_of_one_block_are_looked_into_like_the_others():
+    model = make_bert(3)
+    apply_plan_(model, PruningPlan.from_kept({"bert.encoder.layer": [1]}, find_block_stacks(model)))
+    assert len(sparsify_(model, 0.5, calibration=make_batches(True)).layers) == 6
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "layer_type": "basic", "num_labels": 3}
+    pixels = [{"pixel_values": torch.randn(4, 3, 16, 16)}]
+    half = ResNetForImageClassification(ResNetConfig(depths=[1, 2], **sizes))
+    assert {name.split(".")[3] for name in sparsify_(half, 0.5, calibration=pixels).layers} == {"0", "1"}
+    flat = ResNetForImageClassification(ResNetConfig(depths=[1, 1], **sizes))
+    with pytest.raises(UnsupportedArchitectureError, match="stacks="):
+        sparsify_(flat, 0.5, calibration=pixels)
+    paths = [f"resnet.encoder.stages.{stage}.layers" for stage in range(2)]
+    assert sparsify_(flat, 0.5, calibration=pixels, stacks=paths).sparsity == 0.5
+    with pytest.raises(ValueError, match="no list of blocks"):
+        sparsify_(flat, 0.5, calibration=pixels, stacks=["resnet.encoder.layer"])
+
+
 def test_passes_are_counted():
     model = make_bert(3)
     batches = make_batches(False)
@@ -300,9 +317,8 @@ def test_what_lies_in_the_blocks_and_is_skipped_shared_or_computed_stays_dense()
     assert not any(name.endswith("attention.output.dense") for name in report.layers)
     assert not (layers[0].intermediate.dense.weight == 0).any()
     assert not (layers[0].attention.output.dense.weight == 0).any()
-    stacks = find_block_stacks(model)
     nn.utils.parametrizations.weight_norm(layers[2].output.dense)
-    assert "computed" in find_layers(model, stacks).left_out["bert.encoder.layer.2.output.dense"]
+    assert "computed" in find_layers(model, ["bert.encoder.layer"]).left_out["bert.encoder.layer.2.output.dense"]
 
 
 def test_a_failure_in_the_middle_says_what_was_done():

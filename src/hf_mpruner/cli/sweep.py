@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Subset
 
-from hf_mpruner.architectures import count_parameters, find_block_stacks
+from hf_mpruner.architectures import count_parameters
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.data import draw_sample, has_one_label_each
 from hf_mpruner.intervals import interval_of_share
 from hf_mpruner.metric import choose_metric, finite_values, is_share, strip_prefix
-from hf_mpruner.sparsity import SparsityReport, sparsify_
+from hf_mpruner.sparsity import SparsityReport, find_paths, sparsify_
 from hf_mpruner.storage import write_json
 
 from .inputs import Inputs, choose_metric_name, read_metrics, refuse_unused_labels
@@ -175,7 +175,7 @@ class _Model:
             "metric": metric.name, "greater_is_better": metric.greater_is_better, "value": value,
             "interval": interval_of_share(value, number) if share else None, "num_examples": number,
             "metrics": finite_values(metrics), "eval_seconds": seconds,
-            "layers": {stack.path: stack.depth for stack in find_block_stacks(inputs.model)},
+            "layers": {path: len(inputs.model.get_submodule(path)._modules) for path in find_paths(inputs.model)},
             "parameters": count_parameters(inputs.model), **_zeros(inputs.model, report),
         }  # fmt: skip
 

@@ -11,5 +11,15 @@ from .apply import METHODS, sparsify_
 from .keep import KeepZeros
 from .pattern import Pattern, choose_zeros
 from .report import LayerZeros, SparsityReport
+from .where import find_paths
 
-__all__ = ["METHODS", "KeepZeros", "LayerZeros", "Pattern", "SparsityReport", "choose_zeros", "sparsify_"]
+__all__ = [
+    "METHODS",
+    "KeepZeros",
+    "LayerZeros",
+    "Pattern",
+    "SparsityReport",
+    "choose_zeros",
+    "find_paths",
+    "sparsify_",
+]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_mpruner.architectures import find_block_stacks
 from hf_mpruner.data import calibration_loader
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features.measure import evaluating
@@ -22,6 +21,7 @@ from .layers import FoundLayers, LinearLayer, check_groups, check_weights, find_
 from .norms import Norms
 from .pattern import Pattern, choose_zeros
 from .report import LayerZeros, SparsityReport
+from .where import find_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +40,7 @@ def sparsify_(
     num_samples: int = 128,
     batch_size: int = 8,
     seed: int = 0,
+    stacks: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     show_progress: bool | None = None,
 ) -> SparsityReport:
@@ -64,6 +65,7 @@ def sparsify_(
         num_samples (`int`): examples of calibration.
         batch_size (`int`): most of them at a time.
         seed (`int`): draws the sample.
+        stacks (`Sequence[str]`, *optional*): paths of the lists of blocks; by default all that are found.
         skip (`Sequence[str]`): layers to leave dense, by the end of their names, with `*`.
         show_progress (`bool`, *optional*): by default only on a terminal.
 
@@ -78,8 +80,8 @@ def sparsify_(
     """
     style = _check(method, Pattern.named(pattern), sparsity, calibration)
     check_weights(model)
-    stacks = find_block_stacks(model)
-    found = find_layers(model, stacks, skip)
+    paths = find_paths(model, stacks)
+    found = find_layers(model, paths, skip)
     check_groups(found, style.size)
     started = time.perf_counter()
     norms: Norms | None = None
@@ -87,7 +89,7 @@ def sparsify_(
         if method == "wanda":
             sampling: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed}
             loader = calibration_loader(calibration, processing_class=processing_class, model=model, **sampling)
-            norms = Norms(model, stacks, loader)
+            norms = Norms(model, paths, loader)
         show = sys.stderr.isatty() if show_progress is None else show_progress
         layers, unseen = _go_through(model, found, norms, sparsity, style, show)
     left_out = {**found.left_out, **dict.fromkeys(unseen, "no calibration token reached it")}

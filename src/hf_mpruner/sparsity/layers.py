@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 from transformers.pytorch_utils import Conv1D
 
-from hf_mpruner.architectures import BlockStack
 from hf_mpruner.architectures.adapters import adapter_configs
 from hf_mpruner.criteria.base import any_quantised
 
@@ -105,12 +104,12 @@ class FoundLayers:
     left_out: dict[str, str]
 
 
-def find_layers(model: nn.Module, stacks: Sequence[BlockStack], skip: Sequence[str] = ()) -> FoundLayers:
+def find_layers(model: nn.Module, stacks: Sequence[str], skip: Sequence[str] = ()) -> FoundLayers:
     """The linear layers in the blocks of a model's stacks.
 
     Args:
         model (`nn.Module`): not wrapped.
-        stacks (`Sequence[BlockStack]`): of which the blocks are looked into; heads and embeddings lie outside.
+        stacks (`Sequence[str]`): paths of lists whose blocks are looked into; heads and embeddings lie outside.
         skip (`Sequence[str]`): layers to leave dense, by the end of their names, with `*`: `"attention.output.dense"`.
 
     Returns:
@@ -130,8 +129,8 @@ def find_layers(model: nn.Module, stacks: Sequence[BlockStack], skip: Sequence[s
     seen: set[int] = set()
     skipped: set[str] = set()
     for stack in stacks:
-        for number in range(stack.depth):
-            path = f"{stack.path}.{number}"
+        for number in model.get_submodule(stack)._modules:
+            path = f"{stack}.{number}"
             for inside, module in model.get_submodule(path).named_modules():
                 if id(module) in seen:
                     continue

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_mpruner.architectures import BlockStack
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features.rows import padding_mask
 
@@ -27,7 +26,7 @@ class Norms:
 
     Args:
         model (`nn.Module`): in eval mode.
-        stacks (`Sequence[BlockStack]`): of the blocks.
+        stacks (`Sequence[str]`): paths of the lists of blocks.
         batches (`Iterable[Mapping]`): can be iterated again and again.
 
     Attributes:
@@ -35,7 +34,7 @@ class Norms:
         num_examples: of one pass over the data.
     """
 
-    def __init__(self, model: nn.Module, stacks: Sequence[BlockStack], batches: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, model: nn.Module, stacks: Sequence[str], batches: Iterable[Mapping[str, Any]]) -> None:
         """Run the first batch, to see which blocks run, in which order and how often."""
         self._model, self._batches = model, batches
         self._device = next(parameter.device for parameter in model.parameters())
@@ -43,9 +42,9 @@ class Norms:
         self._runs = 0
         self.num_examples = 0
         places: list[tuple[str, nn.Module, str]] = [
-            (f"{stack.path}.{number}", model.get_submodule(f"{stack.path}.{number}"), stack.path)
+            (f"{stack}.{number}", model.get_submodule(f"{stack}.{number}"), stack)
             for stack in stacks
-            for number in range(stack.depth)
+            for number in model.get_submodule(stack)._modules
         ]
         self._num_blocks = len(places)
         self._stack_of = {path: stack for path, _, stack in places}
