@@ -108,6 +108,8 @@ def cut_once_(model: PreTrainedModel, plan: PruningPlan, args: argparse.Namespac
         after=Measurement(*parameters_after(model, {})),
         verdict="unjudged",
         reason="a plan was applied: nothing was trained or measured",
+        criterion=str(evidence.get("criterion", "cka")),
+        merged={path: stack["merged"] for path, stack in plan.to_dict()["stacks"].items() if "merged" in stack},
     )
     record = PruningRecord(
         {path: stack.depth for path, stack in plan.stacks.items()},

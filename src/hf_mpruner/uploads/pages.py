@@ -15,8 +15,9 @@ from hf_mpruner.card.check import is_hub_id
 from hf_mpruner.card.front import dump_yaml, read_metadata, split_card
 from hf_mpruner.errors import PushError
 from hf_mpruner.hub import Secrets, find_leaks
-from hf_mpruner.plan import PruningPlan, StackPlan
+from hf_mpruner.plan import PruningPlan
 from hf_mpruner.report import PruningReport, write_plots
+from hf_mpruner.roundplan import plan_of
 from hf_mpruner.storage import write_text
 from hf_mpruner.subject import trained_model
 
@@ -71,7 +72,7 @@ def plan_of_weights(record: PruningRecord) -> PruningPlan:
     plan, pending = record.to_plan(), record.pending
     if pending is None:
         return plan
-    stacks = {path: StackPlan(stack.depth, tuple(pending.kept[path])) for path, stack in plan.stacks.items()}
+    stacks = plan.then(plan_of(pending, record).plan).stacks
     said = f"Round {pending.number} is being recovered and is not judged yet: it may be taken back."
     return dataclasses.replace(plan, stacks=stacks, evidence={**plan.evidence, "pending": said})
 
