@@ -18,6 +18,7 @@ SMALL = {
     "benchmarks/neuron_cka.py": "--neurons 16 --samples 32 --wide 64 --runs 1",
     "benchmarks/snapshot.py": "--layers 2 --runs 1",
     "benchmarks/sparsity.py": "--layers 2 --hidden 64 --batch 4 --length 8 --samples 8 --repeats 1",
+    "benchmarks/width.py": "--layers 2 --hidden 64 --batch 2 --length 8 --runs 1 --fraction 0.5",
 }
 
 

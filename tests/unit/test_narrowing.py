@@ -18,6 +18,8 @@ from transformers import (
     MixtralConfig,
     ModernBertConfig,
     Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
     Qwen3Config,
     RobertaConfig,
     T5Config,
@@ -25,6 +27,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from hf_mpruner import PlanMismatchError, UnsupportedArchitectureError, WidthPlan, apply_width_plan_
 from hf_mpruner.architectures import count_parameters, find_widths, prove_width
@@ -58,12 +61,19 @@ MODELS = {
     "t5-gated": lambda: T5ForConditionalGeneration(
         T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     ),
+    "mixtral": lambda: transformers.MixtralForCausalLM(
+        MixtralConfig(**{**GROUPED, "head_dim": None}, num_local_experts=2)
+    ),
+    "gpt-oss": lambda: transformers.GptOssForCausalLM(
+        transformers.GptOssConfig(**GROUPED, num_local_experts=2, num_experts_per_tok=1)
+    ),
     "vit": lambda: ViTForImageClassification(ViTConfig(**SMALL, image_size=16, patch_size=8)),
 }
 # What one neuron weighs: a row and a column of the hidden size, a gate besides, a bias.
 PER_NEURON = {"bert": 2 * HIDDEN + 1, "roberta": 2 * HIDDEN + 1, "gpt2": 2 * HIDDEN + 1, "t5": 2 * HIDDEN,
               "vit": 2 * HIDDEN + 1}  # fmt: skip
-WITH_HEADS = {"llama": 2, "qwen3": 2, "gemma": 4, "t5": 4, "t5-gated": 4, "vit": 4}
+WITHOUT_NEURONS = {"mixtral", "gpt-oss"}
+WITH_HEADS = {"mixtral": 2, "gpt-oss": 2, "llama": 2, "qwen3": 2, "gemma": 4, "t5": 4, "t5-gated": 4, "vit": 4}
 
 
 def build(name):
@@ -121,7 +131,7 @@ def check(model, plan, tmp_path):
     return edit
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS.keys() - WITHOUT_NEURONS)
 def test_without_neurons_a_model_is_the_whole_one_with_zeros(name, tmp_path):
     model = build(name)
     before = count_parameters(model)
@@ -301,3 +311,66 @@ def test_the_proof_lists_every_config_object():
     assert {(edit.path, edit.new) for edit in proof.configs} == {("", 9), ("encoder", 9), ("decoder", 9)}
     apply_width_plan_(model, plan)
     assert model.config.d_ff == model.encoder.config.d_ff == model.decoder.config.d_ff == 9
+
+
+class LayeredConfig(PreTrainedConfig):
+    model_type = "layered_width"
+
+    def __init__(self, num_hidden_layers=3, hidden_size=HIDDEN, intermediate_size=NEURONS, **kwargs):
+        self.num_hidden_layers, self.hidden_size, self.intermediate_size = (
+            num_hidden_layers,
+            hidden_size,
+            intermediate_size,
+        )
+        super().__init__(**kwargs)
+
+
+class LayeredFeedForward(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.up = torch.nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = torch.nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden):
+        return hidden + self.down(torch.tanh(self.up(hidden)))
+
+
+class LayeredModel(PreTrainedModel):
+    """Reads `per_layer_config`, which transformers' own text models do for other values only."""
+
+    config_class = LayeredConfig
+    main_input_name = "inputs_embeds"
+
+    def __init__(self, config):
+        super().__init__(config)
+        own = [config.per_layer_config[layer] for layer in range(config.num_hidden_layers)]
+        self.layers = torch.nn.ModuleList(LayeredFeedForward(one) for one in own)
+        self.post_init()
+
+    def forward(self, inputs_embeds):
+        for layer in self.layers:
+            inputs_embeds = layer(inputs_embeds)
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
+
+
+def test_a_model_that_reads_a_config_for_each_layer_may_have_other_sizes_in_each(tmp_path):
+    torch.manual_seed(0)
+    model = LayeredModel(LayeredConfig()).eval()
+    group = find_widths(model, "neurons").groups[0]
+    assert group.per_layer
+    assert [unit.layer for unit in group.units] == [0, 1, 2]
+    kept = [(0, 3, 5), tuple(range(NEURONS)), (1, 2, 4, 8)]
+    units = {unit.path: UnitPlan(NEURONS, stays) for unit, stays in zip(group.units, kept, strict=True)}
+    inputs = {"inputs_embeds": torch.randn(2, 3, HIDDEN)}
+    edit = apply_width_plan_(model, WidthPlan(units), verify="full", inputs=inputs)
+    model.save_pretrained(tmp_path)
+    again = LayeredModel.from_pretrained(tmp_path)
+    assert [layer.up.out_features for layer in again.layers] == [3, NEURONS, 4]
+    with torch.no_grad():
+        assert torch.equal(first(again(**inputs)), first(model(**inputs)))
+    edit.undo()
+    assert not model.config.is_heterogeneous
+    assert [layer.up.out_features for layer in model.layers] == [model.config.intermediate_size] * 3
+    assert [
+        refusal for refusal in find_widths(model).refusals if "stands before" in refusal
+    ]  # hidden_size is no such width

@@ -111,6 +111,11 @@ def _read_units(
     units = group_by_reader(changes)
     if isinstance(units, str):
         return f"{head} does not count the neurons of single feed-forwards: {units}"
+    order = {path: place for place, (path, _) in enumerate(blueprint.reference.named_modules(remove_duplicate=False))}
+    for reader, members in units.items():
+        late = next((one for one in members if order[one.path] > order[reader]), None)
+        if late is not None:  # the width between blocks, of a model that has nothing around them
+            return f"{head} does not count neurons: '{reader}' stands before '{late.path}', so it does not read from it"
     return tuple(
         WidthUnit(path, size, 1, tuple(_slice(change) for change in members), block_of(path))
         for path, members in units.items()

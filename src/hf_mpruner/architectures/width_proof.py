@@ -22,9 +22,13 @@ from .width_neurons import find_neuron_groups
 from .width_trial import edit_config
 
 _MASKS = (
-    "What the config cannot express can be masked instead: hf_mpruner.width.masks sets the same {what} to zero, which changes "
-    "what the model computes, but not its size or speed."
+    "What the config cannot express can be masked instead: mask_neurons of hf_mpruner.width.masks sets rows of a projection to "
+    "zero ({rows}). That changes what the model computes, not its size or speed."
 )
+_ROWS = {
+    "neurons": "those of the neurons in the first projection of the feed-forward",
+    "heads": "those of the heads in the value projection of the attention",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def check_found(found: Widths, what: What) -> None:
     reasons = "".join(f"\n- {reason}" for reason in found.refusals) or f"\n- no config value counts {what}"
     raise UnsupportedArchitectureError(
         f"{found.blueprint.name}: its config cannot express fewer {what} in a model that plain from_pretrained loads. "
-        f"Found:{reasons}\n{_MASKS.format(what=what)}"
+        f"Found:{reasons}\n{_MASKS.format(rows=_ROWS[what])}"
     )
 
 
