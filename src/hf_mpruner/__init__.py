@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_mpruner.clusters import LayerCluster, find_clusters
     from hf_mpruner.comparison import Comparison, compare_criteria
     from hf_mpruner.config import PruningConfig
+    from hf_mpruner.criteria import Criterion, register_criterion
     from hf_mpruner.cycles import prune_in_cycles
     from hf_mpruner.errors import (
         CalibrationError,
@@ -42,6 +43,7 @@ __all__ = [
     "BlockStack",
     "CalibrationError",
     "Comparison",
+    "Criterion",
     "LayerCluster",
     "LayerPruningCallback",
     "MPrunerError",
@@ -71,6 +73,7 @@ __all__ = [
     "prune_width_in_rounds",
     "push_pruned_model",
     "register_architecture",
+    "register_criterion",
     "sparsify_",
 ]
 
@@ -79,6 +82,7 @@ _MODULE_OF = {
     "BlockStack": "architectures",
     "CalibrationError": "errors",
     "Comparison": "comparison",
+    "Criterion": "criteria",
     "LayerCluster": "clusters",
     "LayerPruningCallback": "callback",
     "MPrunerError": "errors",
@@ -108,6 +112,7 @@ _MODULE_OF = {
     "prune_width_in_rounds": "narrowing",
     "push_pruned_model": "publish",
     "register_architecture": "architectures",
+    "register_criterion": "criteria",
     "sparsify_": "sparsity",
 }
 
