@@ -115,7 +115,9 @@ def _read_units(
     for reader, members in units.items():
         late = next((one for one in members if order[one.path] > order[reader]), None)
         if late is not None:  # the width between blocks, of a model that has nothing around them
-            return f"{head} does not count neurons: '{reader}' stands before '{late.path}', so it does not read from it"
+            return (
+                f"{head} does not count neurons: '{reader}' stands before '{late.path}', so it does not read from it"
+            )
     return tuple(
         WidthUnit(path, size, 1, tuple(_slice(change) for change in members), block_of(path))
         for path, members in units.items()

@@ -19,6 +19,7 @@ COMMANDS = {
     "analyze": "measure the similarity of its layers, suggest plans",
     "prune": "cut, recover, judge, and save the smaller model",
     "apply": "cut a model as a plan says, without training",
+    "narrow": "take neurons or heads out of every layer, without training",
     "sparsity": "set weights to zero at several sparsities, original against pruned",
     "card": "write the model card, the plots and the page of a pruned model again",
     "push": "put a pruned model on the Hub, and compare what arrived",
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   hf-mpruner analyze MODEL --dataset dair-ai/emotion --output_dir analysis
   hf-mpruner prune   MODEL --dataset dair-ai/emotion --max_metric_drop 0.01 --output_dir smaller
   hf-mpruner apply   MODEL --plan analysis --output_dir smaller
+  hf-mpruner narrow  MODEL --dataset DATA --fraction 0.25 --output_dir narrower
   hf-mpruner sparsity MODEL --pruned smaller --dataset dair-ai/emotion --output_dir sweep
   hf-mpruner card    smaller --repo_id ann/smaller --license apache-2.0
   hf-mpruner push    smaller ann/bert-pruned --private

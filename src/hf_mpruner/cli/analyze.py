@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from .models import load_config, load_for_analysis, load_processor
 
     model_config = load_config(args.model, args.revision, args.trust_remote_code)
-    task = _choose_reader(args, model_config)
+    task = choose_reader(args, model_config)
     data = load_split(args, "split")
     columns = choose_columns(args, data, task, need_label=False)
     data = take(args, data, columns, task)
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _choose_reader(args: argparse.Namespace, config: PreTrainedConfig) -> Task:
+def choose_reader(args: argparse.Namespace, config: PreTrainedConfig) -> Task:
     """The task whose rows the model reads: the one that was named, its head's, or one of the same kind of input."""
     from hf_mpruner.heads import find_head
     from hf_mpruner.tasks import TASKS, find_reader
