@@ -2,15 +2,20 @@
 
 Use: `cells = Cells(output_dir, settings)`, `cells.get("seed0-cka", lambda: run(0, "cka"))` for every cell (plain values),
 then `write_page(output_dir, title, settings, results, sections, claims)`. `add_arguments(parser, "name")` gives --output_dir.
+`compute_all(cells, {name: (function, arguments)}, processes)` does many cells in processes of one thread each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +29,15 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """`--output_dir`, by default `reproduce/results/NAME`."""
+    """`--output_dir`, by default `reproduce/results/NAME`, and `--processes`."""
     parser.add_argument(
         "--output_dir", type=Path, default=RESULTS / name, help="finished cells in it are not computed again"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="cells computed at once, on one thread each",
     )
 
 
@@ -47,27 +58,69 @@ class Cells:
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """The value of a cell: what `compute()` gives, as plain values."""
-        file = self.folder / f"{name}.json"
-        if file.exists():
-            cell = json.loads(file.read_text())
-            if cell["settings"] != self.settings:
-                differ = sorted(
-                    key
-                    for key in {*cell["settings"], *self.settings}
-                    if cell["settings"].get(key) != self.settings.get(key)
-                )
-                raise SystemExit(
-                    f"{file} was computed with other settings ({', '.join(differ)}): pass another --output_dir, or "
-                    "remove that folder."
-                )
-        else:
-            started = time.perf_counter()
-            value = compute()
-            cell = {"settings": self.settings, "seconds": round(time.perf_counter() - started, 3), "value": value}
-            write_json(file, cell)
-            print(f"{name}: {cell['seconds']:.1f} s", flush=True)
+        if not self.has(name):
+            self.put(name, *timed(compute, ()))
+        return self.read(name)
+
+    def has(self, name: str) -> bool:
+        """Whether a cell is finished."""
+        return self._file(name).exists()
+
+    def put(self, name: str, value: Any, seconds: float) -> None:
+        """Write a finished cell."""
+        write_json(self._file(name), {"settings": self.settings, "seconds": round(seconds, 3), "value": value})
+        print(f"{name}: {seconds:.1f} s", flush=True)
+
+    def read(self, name: str) -> Any:
+        """The value of a finished cell."""
+        cell = json.loads(self._file(name).read_text())
+        if cell["settings"] != self.settings:
+            keys = sorted({*cell["settings"], *self.settings})
+            differ = [key for key in keys if cell["settings"].get(key) != self.settings.get(key)]
+            raise SystemExit(
+                f"{self._file(name)} was computed with other settings ({', '.join(differ)}): pass another --output_dir, or "
+                "remove that folder."
+            )
         self.seconds += cell["seconds"]
         return cell["value"]
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def timed(compute: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, float]:
+    """What a call gives, and its seconds."""
+    started = time.perf_counter()
+    value = compute(*arguments)
+    return value, time.perf_counter() - started
+
+
+def compute_all(
+    cells: Cells, jobs: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]], processes: int = 1
+) -> dict[str, Any]:
+    """The values of many cells. Each is computed on one thread, so that the number of processes changes no figure.
+
+    Args:
+        cells (`Cells`): where they are kept.
+        jobs (`dict`): cell name to a function of a module's top level and its arguments, all plain values.
+        processes (`int`): how many cells are computed at once.
+    """
+    for name in jobs:
+        if cells.has(name):
+            cells.read(name)  # a folder of other settings is refused before anything is computed
+    waiting = {name: job for name, job in jobs.items() if not cells.has(name)}
+    if waiting:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(waiting)), context, torch.set_num_threads, (1,)) as pool:
+            running = {pool.submit(timed, *job): name for name, job in waiting.items()}
+            try:
+                for done in as_completed(running):
+                    cells.put(running[done], *done.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    cells.seconds = 0.0
+    return {name: cells.read(name) for name in jobs}
 
 
 @dataclass(frozen=True)
@@ -83,6 +136,15 @@ class Claim:
     says: str
     measured: str
     agrees: bool | None
+
+
+def verdict(differences: Sequence[float]) -> bool | None:
+    """Whether paired differences over seeds are above 0: None where their mean is within 2 standard errors of 0."""
+    if len(differences) < 2:
+        return None
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return None if abs(mean) <= 2 * error else mean > 0
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

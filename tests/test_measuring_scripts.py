@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,12 @@ SMALL = {
     "benchmarks/snapshot.py": "--layers 2 --runs 1",
     "benchmarks/sparsity.py": "--layers 2 --hidden 64 --batch 4 --length 8 --samples 8 --repeats 1",
     "benchmarks/width.py": "--layers 2 --hidden 64 --batch 2 --length 8 --runs 1 --fraction 0.5",
+}
+
+PAPERS = {
+    "reproduce/higgins.py": "--seeds 2 --hidden 16 --rounds 3 --epochs 2",
+    "reproduce/mipp.py": "--seeds 2 --neural_seeds 1 --sparsities 0.5 --confidences 0.5 0.99 --mlp 8 --cnn 3 4 --dense 6 "
+    "--epochs 1 --epochs_again 1 --fit_epochs 2 --fit_epochs_per_neuron 1",
 }
 
 
@@ -61,3 +69,23 @@ def test_the_figures_of_pages_on_a_model_and_data_of_ones_own(tmp_path: Path) ->
         "reproduce/recovery.py", tmp_path / "fill-mask", tmp_path / "data", "--train", 48, "--test", 32, "--epochs", 1
     )
     assert "lora" in printed.lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", PAPERS)
+def test_a_papers_experiment_leaves_its_page_and_computes_no_cell_twice(script: str, tmp_path: Path) -> None:
+    words = [*PAPERS[script].split(), "--output_dir", tmp_path, "--processes", 2]
+    first = run(script, *words)
+    pages = {path.name: path.read_text() for path in (tmp_path / "results.json", tmp_path / "table.md")}
+    assert "## Beside the paper" in pages["table.md"]
+    for picture in re.findall(r"\(([^)]*\.png)\)", pages["table.md"]):
+        assert (tmp_path / picture).stat().st_size > 1000
+    cells = sorted((tmp_path / "cells").iterdir())
+    assert all(f"{path.stem}: " in first for path in cells)
+    cells[0].unlink()
+    again = run(script, *words)
+    assert [path.stem for path in cells if f"{path.stem}: " in again] == [cells[0].stem]
+    figures = json.loads((tmp_path / "results.json").read_text())
+    assert figures["claims"] == json.loads(pages["results.json"])["claims"], (
+        "a cell computed again has the same figures"
+    )
