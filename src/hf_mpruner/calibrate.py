@@ -17,8 +17,9 @@ from .criteria import Criterion, CriterionInputs, ScoredLayers, check_needs, sco
 from .data import calibration_loader, describe_sample, draw_sample
 from .errors import CalibrationError, UnsupportedBackendError
 from .features.measure import evaluating
+from .heads import find_head
 from .metric import Metric, strip_prefix
-from .record import PruningRecord
+from .record import CHOSEN_BY_JUDGE, PruningRecord
 from .runtime import Runtime, SingleProcess, keep_rng_state
 from .subject import trained_model
 from .trainers import UnflattenedBatches, as_model_inputs, evaluator_of, unflatten
@@ -98,7 +99,7 @@ class TrainerScores:
     """Lets criteria score the layers of the model that a Trainer trains.
 
     The loss is the Trainer's own, with label smoothing or whatever `compute_loss` does, on its own batches. The metric is
-    that of its evaluation, of the calibration data where that is a data set.
+    that of its evaluation, of the calibration data where that can be evaluated.
 
     Args:
         trainer (`Trainer`): training, or about to.
@@ -124,10 +125,15 @@ class TrainerScores:
         """Remember what was given."""
         self.trainer, self.config, self.runtime = trainer, config, runtime or SingleProcess()
         self._batches, self._judge, self._record = batches, judge, record
-        self._sample = _sample_to_judge(trainer, config, _find_data(trainer, calibration))
+        given = _find_data(trainer, calibration)
+        self._no_sample = _why_not_judged(trainer, given)
+        self._sample = None if self._no_sample else draw_sample(given, config.calibration_samples, config.seed)
 
-    def check(self, criterion: Criterion) -> None:
+    def check(self, criterion: Criterion) -> dict[str, Any]:
         """Refuse a criterion that could not score, before anything is trained.
+
+        Returns:
+            `dict`: facts about what chooses layers that replace those of the calibration data; mostly none.
 
         Raises:
             UnsupportedBackendError: if the processes cannot run what it needs.
@@ -144,8 +150,7 @@ class TrainerScores:
         check_needs(criterion, inputs)
         if needs & {"loss", "gradients"}:
             self._check_loss(criterion, inputs)
-        if "metric" in needs:
-            self._check_metric(criterion)
+        return self._check_metric(criterion) if "metric" in needs else {}
 
     def _check_loss(self, criterion: Criterion, inputs: CriterionInputs) -> None:
         try:
@@ -160,14 +165,15 @@ class TrainerScores:
                 "criterion that needs none, e.g. block_influence."
             ) from error
 
-    def _check_metric(self, criterion: Criterion) -> None:
+    def _check_metric(self, criterion: Criterion) -> dict[str, Any]:
         if self._sample is None:
             logger.warning(
                 "The same examples choose the layers and judge the result: the criterion '%s' evaluates on the evaluation "
-                "set, since the calibration data is no data set. For an unbiased verdict pass calibration=other_dataset.",
+                "set, since %s.",
                 criterion.name,
+                self._no_sample,
             )
-            return
+            return {"source": CHOSEN_BY_JUDGE}
         batch: Mapping[str, Any] = next(iter(self._batches), {})
         missing = [name for name in self.trainer.label_names if name not in batch]
         if missing:
@@ -176,6 +182,7 @@ class TrainerScores:
                 f"only {', '.join(batch)}. Pass calibration data with labels, or take a criterion that needs none, e.g. "
                 "block_influence."
             )
+        return {}
 
     def __call__(self, criterion: Criterion, stacks: list[BlockStack], num_removed: Mapping[str, int]) -> ScoredLayers:
         """What a criterion says of the model as it is; every process gets its own, the main one's plan holds."""
@@ -233,11 +240,16 @@ def _judges(trainer: Trainer, given: Any) -> bool:
     return any(given is judge for judge in judges)
 
 
-def _sample_to_judge(trainer: Trainer, config: PruningConfig, given: Any) -> Any:
-    """The calibration examples as a data set that the Trainer can evaluate; `None` where there is none."""
-    if evaluator_of(trainer) is not None or not _is_dataset(given) or not hasattr(given, "__len__"):
-        return None
-    return draw_sample(given, config.calibration_samples, config.seed)
+def _why_not_judged(trainer: Trainer, given: Any) -> str:
+    """Why the Trainer cannot evaluate calibration examples, in words; empty if it can."""
+    if evaluator_of(trainer) is not None:
+        return "an evaluator has data of its own"
+    if not _is_dataset(given) or not hasattr(given, "__len__"):
+        return "the calibration data is no data set with a length"
+    head = find_head(trained_model(trainer).config, type(trained_model(trainer)).__name__)
+    if head is not None and head.task == "question-answering":
+        return "answers are read back from the texts of that set"
+    return ""
 
 
 def _is_dataset(data: Any) -> bool:

@@ -22,7 +22,7 @@ from .features.measure import evaluating
 from .latency import time_forward
 from .metric import Metric, is_share
 from .pruned_base import save_with_base
-from .record import PruningRecord
+from .record import CHOSEN_BY_JUDGE, PruningRecord
 from .report import PruningReport
 from .runtime import keep_rng_state
 from .verdict import Evaluate, Judged
@@ -93,6 +93,8 @@ def prune_(
     engine = _make_engine(model, config, FirstBatch(loader), values, eval_dataset, show_progress)
     record = engine.record
     record.data["calibration"] = describe_sample(calibration, loader, "given by the user")
+    if criterion is not None and "metric" in criterion.needs:
+        record.data["calibration"] = {"source": CHOSEN_BY_JUDGE}
     record.versions, record.device = library_versions(), describe_device(model.device)
     save_with_base(whole)
     _run_rounds(engine, goes_on=evaluate is not None or config.target_num_layers is not None)

@@ -16,6 +16,9 @@ from .storage import write_json
 RECORD_NAME = "pruning_record.json"
 RECORD_VERSION = 1
 
+# `source` of the data that chose layers, where a criterion asked what judges the rounds.
+CHOSEN_BY_JUDGE = "the data that judges"
+
 Verdict = Literal["pending", "accepted", "rejected", "unjudged"]
 
 

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OF_A_ROUND = ("similarity_round_", "scores_round_")
+
 
 def log_figures(trainer: Trainer, record: PruningRecord, *, ended: bool = False) -> None:
     """Send the run's figures to the TensorBoard and W&B integrations of a Trainer, at its `global_step`.
 
-    The heat maps of the last decided round (once the run has ended: of the model that was kept), the layers as a strip,
+    The scores and heat maps of the last decided round (once the run has ended: of the model that was kept), the layers as a strip,
     the metric against size and the similarity curves. Nothing is imported or drawn where no integration is on, and what
     goes wrong is logged: a picture must not end a training.
 
@@ -65,14 +67,18 @@ def log_figures(trainer: Trainer, record: PruningRecord, *, ended: bool = False)
 def _draw(record: PruningRecord, ended: bool) -> Iterator[tuple[str, Any]]:
     """Names without the round's number, so that a stack's heat maps are one picture that changes with the step."""
     report = PruningReport(record)
-    last = f"similarity_round_{report.rounds[-1].number}_"
+    last = f"_round_{report.rounds[-1].number}_"
     for name, figure in draw_figures(report, only=lambda name: _is_wanted(name, last, ended)):
-        yield f"{PREFIX}/{name.replace(last, 'similarity_')}", to_pixels(figure)
+        yield f"{PREFIX}/{_without_round(name, last)}", to_pixels(figure)
+
+
+def _without_round(name: str, last: str) -> str:
+    return name.replace(last, "_", 1) if name.startswith(_OF_A_ROUND) else name
 
 
 def _is_wanted(name: str, last: str, ended: bool) -> bool:
-    if name.startswith("similarity_round_"):
-        return name.startswith(last) and not ended
+    if name.startswith(_OF_A_ROUND):
+        return name.startswith((f"similarity{last}", f"scores{last}")) and not ended
     return ended or not name.startswith("similarity_after_")
 
 

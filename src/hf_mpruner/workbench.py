@@ -94,7 +94,7 @@ class Workbench:
                 *given, batches=of_criterion, judge=self.evaluate, record=lambda: engine.record
             )
             with self.aside():
-                self._scores.check(criterion)
+                facts = self._scores.check(criterion) or facts
         write_facts(engine.record, self.trainer, facts)
         return engine
 

@@ -62,6 +62,14 @@ def test_a_run_killed_with_a_cut_by_scores_pending_ends_with_the_same_bits(whole
     assert_resumes(maker, run, tmp_path / "out", step, config=BY_WEIGHTS)
 
 
+def test_a_run_that_merges_ends_with_the_same_bits_after_a_kill_and_takes_a_merge_back(make_bert, tmp_path):
+    config = {"criterion": "merging", "target_num_layers": 1, "max_rounds": 2}
+    run = lived(make_bert, tmp_path / "whole", config=config, num_train_epochs=4)
+    assert [verdict for verdict, *_ in run.verdicts] == ["rejected", "accepted"]
+    assert run.record["rounds"][1]["merged"] == {STACK: {"1": {"1": 0.5, "2": 0.25, "3": 0.25}}}
+    assert_resumes(make_bert, run, tmp_path / "out", 4, config=config, num_train_epochs=4)
+
+
 def test_a_run_that_goes_on_scores_only_what_changed(whole, tmp_path, by_weights):
     maker, run = whole
     assert_resumes(maker, run, tmp_path / "out", 6, config=BY_WEIGHTS)

@@ -106,7 +106,7 @@ def test_the_strip_s_cells_have_the_states_colours():
     axes = draw_layers(bert_report()).get_axes()[0]
     colours = faces(axes)
     assert len(colours) == 4 * 6  # three rounds, and the end
-    kept, removed = to_rgba(drawing._LOOKS["kept"]["facecolor"]), to_rgba(drawing._LOOKS["removed"]["facecolor"])
+    kept, removed = to_rgba(drawing.LOOKS["kept"]["facecolor"]), to_rgba(drawing.LOOKS["removed"]["facecolor"])
     assert colours[6:12] == [kept, kept, kept, removed, kept, kept]
     assert [patch.get_hatch() is not None for patch in axes.patches[:6]] == [False, True, False, True, False, True]
     assert [label.get_text() for label in axes.get_yticklabels()] == [

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hf_mpruner.report import PruningReport
+from hf_mpruner.report import PruningReport, chosen_by
 
 from .check import is_hub_id
 from .facts import ModelFacts
@@ -64,7 +64,7 @@ def build_metadata(
     if is_hub_id(base_model):
         values |= {"base_model": base_model, "base_model_relation": "finetune"}
     pruned = ["pruned", "layer-pruning"] if report.plan.num_removed else []
-    values["tags"] = _unique([*pruned, "hf_mpruner", "mpruner", "cka", *tags])
+    values["tags"] = _unique([*pruned, "hf_mpruner", *_methods(report), *tags])
     values["datasets"] = _unique(dataset for dataset in found if is_hub_id(dataset))
     metrics = _metrics(report)
     values["metrics"] = _unique(metric["type"] for metric in metrics)
@@ -89,6 +89,13 @@ def metric_id(name: str) -> str | None:
     """
     averaged = _AVERAGED.fullmatch(name)
     return _METRIC_IDS.get(averaged[1] if averaged else name)
+
+
+def _methods(report: PruningReport) -> list[str]:
+    """What chose the layers, as tags; MPruner's where that is known, or nothing is."""
+    chosen = chosen_by(report.record) or ["cka"]
+    alike = [*(["mpruner"] if "cka" in chosen else []), *(["cka"] if {"cka", "cka_segments"} & set(chosen) else [])]
+    return [*alike, *(re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") for name in chosen if name != "cka")]
 
 
 def _metrics(report: PruningReport) -> list[dict[str, Any]]:

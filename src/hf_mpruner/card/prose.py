@@ -6,15 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_mpruner.config import PruningConfig
-from hf_mpruner.record import Measurement, PruningRecord, Round
-from hf_mpruner.report import PruningReport, format_bytes
+from hf_mpruner.criteria import find_criterion
+from hf_mpruner.record import CHOSEN_BY_JUDGE, Measurement, PruningRecord, Round
+from hf_mpruner.report import (
+    PruningReport,
+    chose_on_data,
+    chosen_by,
+    cost_in_words,
+    format_bytes,
+    total_cost,
+)
 
 from .check import is_hub_id
 from .facts import ModelFacts
 from .words import code, count, number, numbers, plain, settings
 
 # Settings that a sentence of their own tells.
-_TOLD = ("threshold", "max_metric_drop", "metric", "greater_is_better")
+_TOLD = ("threshold", "max_metric_drop", "metric", "greater_is_better", "criterion")
+_FEWER = " (in a round with k=2 or k=3 a half or a third of that number)."
 
 # Of the Trainer's settings, what a sentence tells unless it has this value; all of them are below it.
 _WORTH_TELLING: dict[str, Any] = {
@@ -58,9 +67,22 @@ def opening(report: PruningReport, model: ModelFacts, base_model: str | None) ->
     end = "" if base_model else " The model it was pruned from is not on the Hub, or its name there is not known."
     if not removed:
         return f"{what}: none of its {depth} layers was removed.{end}"
-    measured = any(round_.similarity for round_ in record.rounds)
-    how = ", chosen by how alike they are (CKA)" if measured else ""
-    return f"{what}: {removed} of {count(depth, 'layer')} removed{how}.{end}"
+    return f"{what}: {removed} of {count(depth, 'layer')} removed{_chosen(record)}.{end}"
+
+
+def _chosen(record: PruningRecord) -> str:
+    """By what the layers were chosen, as the end of a sentence; empty if that is not known."""
+    names = chosen_by(record)
+    if names == ["cka"]:
+        return ", chosen by how alike they are (CKA)"
+    return f", chosen by {_named(record, names)}" if names else ""
+
+
+def _named(record: PruningRecord, names: list[str]) -> str:
+    """Criteria with what they measure: `` `greedy_loss` (loss without the layer) ``."""
+    titles = {round_.criterion: round_.scores.get("title", "") for round_ in record.rounds if round_.scores}
+    told = [code(name) + (f" ({plain(titles[name])})" if titles.get(name) else "") for name in names]
+    return " and ".join(told)
 
 
 def kept_now(record: PruningRecord) -> dict[str, list[int]]:
@@ -142,12 +164,15 @@ def stack_rows(record: PruningRecord) -> list[str]:
 
 def data_lines(report: PruningReport) -> list[str]:
     """Which data chose, judged and trained."""
+    record = report.record
+    similar = set(chosen_by(record)) <= {"cka", "cka_segments"}
+    what = "similarity was" if similar else "their scores were"
     roles = {
-        "calibration": "**Chose the layers** (similarity was measured on it)",
+        **({"calibration": f"**Chose the layers** ({what} measured on it)"} if chose_on_data(record) else {}),
         "judging": "**Judged** every round",
         "training": "**Trained** the model",
     }
-    parts = {role: _described(report.record.data.get(role, {})) for role in roles}
+    parts = {role: _described(record.data.get(role, {})) for role in roles}
     return [f"{words}: {parts[role]}" for role, words in roles.items() if parts[role]]
 
 
@@ -171,11 +196,7 @@ def recovery_lines(report: PruningReport, config: PruningConfig | None) -> list[
     if config is None:  # a plan was applied, and each round says so
         reasons = [f"{round_.reason[0].upper()}{round_.reason[1:]}." for round_ in report.rounds if round_.reason]
         return [plain(reason) for reason in reasons]
-    coarse = any(round_.granularity > 1 for round_ in report.rounds)
-    lines = [
-        f"Neighbouring layers with a similarity (CKA) of {config.threshold} or more form a cluster, of which the first stays"
-        + (" (in a round with k=2 or k=3 every second or third, too)." if coarse else ".")
-    ]
+    lines = _how_chosen(report, config)
     if record.metric and any(round_.drop is not None for round_ in report.rounds):
         better = {True: " (greater is better)", False: " (smaller is better)"}.get(
             record.greater_is_better or False, ""
@@ -196,6 +217,24 @@ def recovery_lines(report: PruningReport, config: PruningConfig | None) -> list[
         key: value for key, value in record.training.items() if key in _WORTH_TELLING and value != _WORTH_TELLING[key]
     }:
         lines.append(f"Between a cut and its verdict the model trained with {settings(told)}.")
+    return lines
+
+
+def _how_chosen(report: PruningReport, config: PruningConfig) -> list[str]:
+    """Which layers went in a round, and what it cost to know."""
+    coarse = any(round_.granularity > 1 for round_ in report.rounds)
+    if config.plans_by_threshold:
+        return [
+            f"Neighbouring layers with a similarity (CKA) of {config.threshold} or more form a cluster, of which the first "
+            "stays" + (" (in a round with k=2 or k=3 every second or third, too)." if coarse else ".")
+        ]
+    record = report.record
+    name = _named(record, chosen_by(record) or [config.criterion])
+    lines = [f"In each round a number of layers went, chosen by {name}" + (_FEWER if coarse else ".")]
+    if cost := total_cost(record):
+        lines.append(f"Choosing them took {cost_in_words(cost)}.")
+    if any(round_.merged for round_ in report.rounds):
+        lines.append("Layers that stayed took over a part of the weights of those that went.")
     return lines
 
 
@@ -248,6 +287,8 @@ def _noise(kept: Round | None, after: Measurement | None, record: PruningRecord)
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether both are known to be the same data; two sets of the user's own need not be."""
+    if CHOSEN_BY_JUDGE in (one.get("source"), other.get("source")):
+        return True
     if one.get("dataset") or other.get("dataset"):
         return all(one.get(key) == other.get(key) for key in ("dataset", "config", "split", "revision"))
     return one.get("source") == other.get("source") and one.get("source") not in (None, "given by the user")
@@ -258,3 +299,21 @@ def all_settings(config: PruningConfig | None, record: PruningRecord) -> dict[st
     pruning = {} if config is None else {key: value for key, value in config.to_dict().items() if value is not None}
     parts: dict[str, Any] = {"pruning": pruning, "training": record.training}
     return {name: values for name, values in parts.items() if values}
+
+
+def credits(report: PruningReport) -> list[str]:
+    """Whose measure chose the layers, where it is not that of the paper below."""
+    names = [name for name in chosen_by(report.record) if name != "cka"]
+    said = []
+    for name in names:
+        try:
+            source = find_criterion(name).source
+        except ValueError:  # the user's own, of another process
+            source = ""
+        said.append(f"{code(name)}: {plain(source)}" if source else f"{code(name)} is a criterion of the user's own")
+    if not said:
+        return []
+    return [
+        f"What chose the layers: {'; '.join(said)}.",
+        "Cutting, recovering and judging in rounds is the way of MPruner:",
+    ]

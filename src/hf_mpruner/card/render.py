@@ -22,6 +22,7 @@ from .front import BEGIN, END, dump_yaml, written_note
 from .metadata import build_metadata
 from .prose import (
     all_settings,
+    credits,
     data_lines,
     has_trained,
     headlines,
@@ -35,7 +36,7 @@ from .prose import (
 from .snippets import replay_snippet, usage_snippet
 from .words import code, plain
 
-_BEFORE, _AFTER = "similarity_round_", "similarity_after_"
+_BEFORE, _AFTER, _SCORES = "similarity_round_", "similarity_after_", "scores_round_"
 
 
 def render_card(
@@ -120,6 +121,7 @@ def _values(
         "replay": replay_snippet(model, source, base, revision) if removed and not record.pending else "",
         "command": _apply_command(source, base, revision) if removed and base and not record.pending else "",
         "trained": has_trained(report),
+        "credits": credits(report),
         "versions": _versions(report),
     }
 
@@ -147,9 +149,11 @@ def _versions(report: PruningReport) -> str:
 
 
 def _pictures(report: PruningReport, pictures: Sequence[str]) -> dict[str, list[str]]:
-    """Pictures by where they stand: curves under the table, heat maps before and after, the rounds between."""
+    """Pictures by where they stand: curves under the table, scores, heat maps before and after, the rounds between."""
     maps = [name for name in pictures if Path(name).name.startswith((_BEFORE, _AFTER))]
+    scores = [name for name in pictures if Path(name).name.startswith(_SCORES)]
     rounds = report.rounds
+    at_first = f"{_SCORES}{rounds[0].number}_" if rounds else _SCORES
     first = f"{_BEFORE}{rounds[0].number}_" if rounds else ""
     rows, shown = [], set()
     for path in report.record.depths:
@@ -162,7 +166,9 @@ def _pictures(report: PruningReport, pictures: Sequence[str]) -> dict[str, list[
         rows += ["", f"| {' | '.join(titles)} |", f"|{' :---: |' * len(found)}"]
         rows.append(f"| {' | '.join(_image(name) for _, name in found)} |")
     return {
-        "curves": [_image(name) for name in pictures if name not in maps],
+        "curves": [_image(name) for name in pictures if name not in (*maps, *scores)],
+        "scores": [_image(name) for name in scores if Path(name).name.startswith(at_first)],
+        "more_scores": [_image(name) for name in scores if not Path(name).name.startswith(at_first)],
         "heat_maps": rows[1:],
         "more_pictures": [_image(name) for name in maps if name not in shown],
     }

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_mpruner.report.plots import new_figure, to_png
+from hf_mpruner.report.plots import to_png
+from hf_mpruner.report.style import new_figure
 from hf_mpruner.storage import write_bytes
 
 from .output import align

@@ -93,7 +93,7 @@ def score_layers(criterion: Criterion, inputs: CriterionInputs) -> ScoredLayers:
     with inputs.counting() as cost, torch.enable_grad():
         found = criterion.score(inputs)
         spent = cost()
-    return ScoredLayers(criterion.name, check_scores(criterion.name, found, inputs.stacks), spent)
+    return ScoredLayers(criterion.name, check_scores(criterion.name, found, inputs.stacks), spent, criterion.title)
 
 
 def check_needs(criterion: Criterion, inputs: CriterionInputs) -> None:

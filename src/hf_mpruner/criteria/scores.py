@@ -94,22 +94,25 @@ class ScoredLayers:
         criterion (`str`): its name.
         scores (`dict[str, LayerScores]`): for each stack.
         cost (`ScoringCost`): of finding out.
+        title (`str`): the criterion's one line on what it measures.
     """
 
     criterion: str
     scores: dict[str, LayerScores]
     cost: ScoringCost = ScoringCost()
+    title: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         scores = {path: one.to_dict() for path, one in self.scores.items()}
-        return {"criterion": self.criterion, "scores": scores, "cost": asdict(self.cost)}
+        return {"criterion": self.criterion, "title": self.title, "scores": scores, "cost": asdict(self.cost)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ScoredLayers:
         """Build from `to_dict()`'s result."""
         scores = {path: LayerScores.from_dict(one) for path, one in values["scores"].items()}
-        return cls(values["criterion"], scores, ScoringCost(**values.get("cost", {})))
+        cost = ScoringCost(**values.get("cost", {}))
+        return cls(values["criterion"], scores, cost, values.get("title", ""))
 
 
 def check_scores(name: str, found: Any, stacks: Sequence[BlockStack]) -> dict[str, LayerScores]:

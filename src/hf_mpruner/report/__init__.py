@@ -3,6 +3,18 @@
 from .page import PAGE_NAME
 from .plots import write_plots
 from .report import REPORT_NAME, PruningReport
-from .words import format_bytes
+from .scores import chose_on_data, chosen_by, scored_rounds, total_cost
+from .words import cost_in_words, format_bytes
 
-__all__ = ["PAGE_NAME", "REPORT_NAME", "PruningReport", "format_bytes", "write_plots"]
+__all__ = [
+    "PAGE_NAME",
+    "REPORT_NAME",
+    "PruningReport",
+    "chose_on_data",
+    "chosen_by",
+    "cost_in_words",
+    "format_bytes",
+    "scored_rounds",
+    "total_cost",
+    "write_plots",
+]

@@ -29,14 +29,14 @@ def strip_chart(strip: LayerStrip) -> str:
         for x, state in enumerate(states):
             words = STATES[state] if y < len(strip.rows) or state == "kept" else "removed"
             box = with_title(add(svg, "g", class_=f"cell {state}"), f"layer {x}, {name}: {words}")
-            _draw_cell(box, left + cell * x + 1, row * y + 2.0, cell - 2, row - 4, state)
+            draw_cell(box, left + cell * x + 1, row * y + 2.0, cell - 2, row - 4, state)
     step = _label_step(strip.depth, cell, 22)
     for layer in range(0, strip.depth, step):
         add(svg, "text", str(layer), x=left + cell * (layer + 0.5), y=row * len(rows) + 15, text_anchor="middle")
     return to_text(svg)
 
 
-def _draw_cell(box: Element, x: float, y: float, width: float, height: float, state: State) -> None:
+def draw_cell(box: Element, x: float, y: float, width: float, height: float, state: State) -> None:
     """A cell that tells its state by form as well as by colour."""
     inset = 0.75 if state in ("candidate", "gone") else 0.0  # half of an outline
     add(box, "rect", x=x + inset, y=y + inset, width=width - 2 * inset, height=height - 2 * inset, rx=2)
@@ -65,7 +65,7 @@ def _strip_in_words(strip: LayerStrip) -> str:
 def state_key(state: State) -> str:
     """A cell for the strips' legend."""
     svg = drawing(18, 18, STATES[state], "key")
-    _draw_cell(add(svg, "g", class_=f"cell {state}"), 1, 1, 16, 16, state)
+    draw_cell(add(svg, "g", class_=f"cell {state}"), 1, 1, 16, 16, state)
     return to_text(svg)
 
 
@@ -135,8 +135,8 @@ def metric_chart(curve: MetricCurve) -> str:
     sizes = [float(point.measured.parameters) for point in curve.points]
     ends = [end for point in curve.points for end in (point.interval or (point.metric,))]
     ends += [] if curve.limit is None else [curve.limit]
-    x = Axis(*_padded(min(sizes), max(sizes), 0.08), left, width - right)
-    y = Axis(*_padded(min(ends), max(ends), 0.08), height - bottom, top)
+    x = Axis(*padded(min(sizes), max(sizes), 0.08), left, width - right)
+    y = Axis(*padded(min(ends), max(ends), 0.08), height - bottom, top)
     svg = drawing(width, height, _metric_in_words(curve), "metric wide")
     ticks = [tick for tick in nice_ticks(y.low, y.high, 6) if y.low <= tick <= y.high]
     for tick, label in zip(ticks, tick_labels(ticks), strict=True):
@@ -233,7 +233,7 @@ def similarity_chart(path: str, depth: int, models: list[MeasuredModel], thresho
         "curves wide" if depth > 16 else "curves",
     )
     x = Axis(-0.5, depth - 0.5, left, width - right)
-    y = Axis(*_padded(min(values), max(values), 0.06), height - bottom, top)
+    y = Axis(*padded(min(values), max(values), 0.06), height - bottom, top)
     ticks = [tick for tick in nice_ticks(y.low, y.high, 5) if y.low <= tick <= y.high]
     for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         add(svg, "path", class_="grid", d=_line((left, y(tick)), (width - right, y(tick))))
@@ -281,7 +281,7 @@ def _line(*points: tuple[float, float]) -> str:
     return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)
 
 
-def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+def padded(low: float, high: float, share: float) -> tuple[float, float]:
     """An axis with room at both ends; one value alone has room in proportion to itself."""
     room = (high - low) * share or abs(high) * 0.05 or 1.0
     return low - room, high + room

@@ -20,6 +20,7 @@ from .charts import (
     state_key,
     strip_chart,
 )
+from .scores import chose_on_data, score_chart, scored_rounds
 from .series import (
     STATES,
     MeasuredModel,
@@ -28,6 +29,7 @@ from .series import (
     measured_models,
     metric_curve,
     short_names,
+    threshold_of,
 )
 from .words import counted, format_bytes, format_count, format_ranges, format_seconds
 
@@ -62,7 +64,10 @@ def render_page(record: PruningRecord, header: Sequence[str], rows: Sequence[Seq
         curve=curve,
         curves=_curves(record, models),
         curve_keys=[(model.name, curve_key(i, model)) for i, model in enumerate(models)],
-        threshold=record.config.get("threshold"),
+        threshold=threshold_of(record),
+        scored=[
+            (scored, [(marks.path, score_chart(marks)) for marks in scored.marks]) for scored in scored_rounds(record)
+        ],
         models=_models(models, names),
         how=_how_all(models),
         scale=similarity_scale(),
@@ -149,7 +154,7 @@ def _states(record: PruningRecord) -> list[tuple[str, str]]:
 
 
 def _curves(record: PruningRecord, models: list[MeasuredModel]) -> list[tuple[str, str]]:
-    threshold, found = record.config.get("threshold"), []
+    threshold, found = threshold_of(record), []
     for path, depth in record.depths.items():
         measured = [model for model in models if path in model.matrices and len(model.matrices[path].layers) > 1]
         if measured:
@@ -176,6 +181,8 @@ def _models(models: list[MeasuredModel], names: dict[str, str]) -> list[tuple[st
         )
         for model in models
     ]
+    if not models:
+        return []
     if len(names) == 1:
         figures = [
             (_capital(model.name), _decided_on(model), how, picture)
@@ -211,7 +218,8 @@ def _facts_of_round(round_: Round) -> str:
     if round_.decided_at_step:
         facts.append(f"steps {round_.started_at_step:,} to {round_.decided_at_step:,}")
     if round_.analysis_seconds:
-        facts.append(f"similarity measured in {format_seconds(round_.analysis_seconds)}")
+        what = f"layers scored by {round_.criterion}" if round_.scores else "similarity measured"
+        facts.append(f"{what} in {format_seconds(round_.analysis_seconds)}")
     if round_.decided_at_step > round_.started_at_step and round_.recovery_seconds:
         facts.append(f"recovery {format_seconds(round_.recovery_seconds)}")
     return ", ".join(facts)
@@ -220,7 +228,8 @@ def _facts_of_round(round_: Round) -> str:
 def _groups(record: PruningRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything else that is known, as names and values under headings."""
     metrics = _metrics(record)
-    data = [(_DATA_NAMES.get(use, use.replace("_", " ")), _data_in_words(facts)) for use, facts in record.data.items()]
+    names = _DATA_NAMES if chose_on_data(record) else {**_DATA_NAMES, "calibration": "Measuring"}
+    data = [(names.get(use, use.replace("_", " ")), _data_in_words(facts)) for use, facts in record.data.items()]
     run = _plain({"base model": record.source_model, "revision": record.source_revision, "model type": record.model_type,
                   "device": record.device, "processes": record.world_size if record.world_size > 1 else None})  # fmt: skip
     return [

@@ -6,13 +6,14 @@ import io
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_bytes
 
+from .scores import draw_scores, marks_of, scored_rounds
 from .series import (
     STATES,
     LayerStrip,
@@ -24,7 +25,9 @@ from .series import (
     metric_curve,
     middles,
     short_names,
+    threshold_of,
 )
+from .style import CHANGE, INK, KEPT, LOOKS, new_figure, plain_axes
 from .words import count_labels, nice_ticks
 
 if TYPE_CHECKING:
@@ -41,13 +44,6 @@ Size = Literal["parameters", "bytes"]
 # A line of strips holds so many layers before the next stack goes below.
 _LINE_LAYERS = 40
 _CELL = 0.24  # inches
-_INK, _FAINT, _KEPT, _CHANGE = "#1f2933", "#d5dae0", "#2b6cb0", "#c2410c"
-_LOOKS: dict[State, dict[str, Any]] = {
-    "kept": {"facecolor": _KEPT, "edgecolor": "white"},
-    "removed": {"facecolor": _CHANGE, "edgecolor": "white"},
-    "gone": {"facecolor": "#eef0f3", "edgecolor": "white"},
-    "candidate": {"facecolor": "white", "edgecolor": _CHANGE, "hatch": "////"},
-}
 # Of the similarity curves: from the first round to the model that was kept.
 _CURVES = ("#2b6cb0", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#4d5b6a")
 
@@ -60,8 +56,8 @@ def write_plots(report: PruningReport, folder: str | os.PathLike[str]) -> list[s
         folder (path): where the folder `plots` is made, or written into.
 
     Returns:
-        `list[str]`: names relative to the folder: `plots/similarity_round_{n}_{stack}.png`,
-        `plots/similarity_after_{stack}.png`, `plots/layers.png`, `plots/metric.png`, `plots/adjacent_similarity.png`.
+        `list[str]`: names relative to the folder: `plots/scores_round_{n}_{stack}.png` where a criterion scored layers,
+        `plots/similarity_round_{n}_{stack}.png`, `plots/similarity_after_{stack}.png`, `plots/layers.png`, `plots/metric.png`, `plots/adjacent_similarity.png`.
         Without matplotlib nothing is drawn, and the log says so once.
     """
     names = []
@@ -108,6 +104,26 @@ def write_heat_maps(folder: Path, matrices: dict[str, SimilarityMatrix], stem: s
     return names
 
 
+def write_score_charts(folder: Path, values: dict[str, Any], kept: Mapping[str, Sequence[int]]) -> list[str]:
+    """Draw `scores_{stack}.png` for each stack; without matplotlib say so once and draw nothing.
+
+    Args:
+        folder (`Path`): where they go.
+        values (`dict`): scores as a record holds them, `Round.scores`.
+        kept (`Mapping[str, Sequence[int]]`): the layers that a plan would keep.
+    """
+    names = []
+    try:
+        for marks in marks_of(values, kept, "removed"):
+            name = f"scores_{file_name(marks.path)}.png"
+            write_bytes(folder / name, to_png(draw_scores(marks)))
+            names.append(name)
+    except ImportError as error:
+        logger.warning("No scores were drawn: %s", error)
+        return []
+    return names
+
+
 def draw_figures(
     report: PruningReport, only: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, Figure]]:
@@ -121,6 +137,10 @@ def draw_figures(
         ImportError: if matplotlib is not installed.
     """
     models, curve = measured_models(report.record), metric_curve(report.record)
+    for scored in scored_rounds(report.record):
+        for marks in scored.marks:
+            if only(name := f"scores_round_{scored.round_.number}_{file_name(marks.path)}"):
+                yield name, draw_scores(marks, f"before round {scored.round_.number}")
     for number, matrices in report.similarities():
         yield from _heat_maps(f"similarity_round_{number}", matrices, f"before round {number}", only)
     for model in models:
@@ -149,19 +169,6 @@ def file_name(path: str) -> str:
     return re.sub(r"[^\w.-]", "_", path).lstrip(".") or "stack"
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that no pyplot knows: the user's backend and open figures stay as they are.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib, which is missing: pip install hf_mpruner[plots]") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def draw_layers(report: PruningReport) -> Figure:
     """What every round did to every original layer: a row a round, a column a layer, a strip a stack.
 
@@ -186,7 +193,7 @@ def draw_layers(report: PruningReport) -> Figure:
     from matplotlib.patches import Patch
 
     shown = {state for strip in strips for row in strip.rows for state in row.states} | {"kept"}
-    handles = [Patch(label=words, **_LOOKS[state]) for state, words in STATES.items() if state in shown]
+    handles = [Patch(label=words, **LOOKS[state]) for state, words in STATES.items() if state in shown]
     figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, fontsize=8)
     return figure
 
@@ -211,7 +218,7 @@ def _draw_strip(ax: Axes, strip: LayerStrip, name: str, width: int, labelled: bo
     rows = [*rounds, ("in the end", end)]
     for y, (_, states) in enumerate(rows):
         for x, state in enumerate(states):
-            ax.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, linewidth=0.6, **_LOOKS[state]))
+            ax.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, linewidth=0.6, **LOOKS[state]))
     ax.set_xlim(-0.5, width + 0.5)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     step = max(1, round(strip.depth / 16))
@@ -238,9 +245,9 @@ def draw_metric(curve: MetricCurve, size: Size = "parameters") -> Figure:
     ax = figure.add_subplot()
     xs = [_size(point, size) for point in curve.points]
     kept = [(x, point.metric) for x, point in zip(xs, curve.points, strict=True) if point.accepted]
-    ax.plot(*zip(*kept, strict=True), color=_KEPT, linewidth=1.2, alpha=0.6, zorder=1)
+    ax.plot(*zip(*kept, strict=True), color=KEPT, linewidth=1.2, alpha=0.6, zorder=1)
     for x, point in zip(xs, curve.points, strict=True):
-        colour = _KEPT if point.accepted else _CHANGE
+        colour = KEPT if point.accepted else CHANGE
         if point.interval is not None:
             low, high = point.interval
             errors = [[max(0.0, point.metric - low)], [max(0.0, high - point.metric)]]
@@ -249,12 +256,12 @@ def draw_metric(curve: MetricCurve, size: Size = "parameters") -> Figure:
         shape = "s" if point.label == "original" else "o"
         ax.plot(x, point.metric, shape, markersize=7, markeredgecolor=colour, markerfacecolor=face, zorder=3)
         offset: dict[str, Any] = {"xytext": (7, 5), "textcoords": "offset points"}
-        ax.annotate(point.label, (x, point.metric), fontsize=8, color=_INK, **offset)
+        ax.annotate(point.label, (x, point.metric), fontsize=8, color=INK, **offset)
     if curve.limit is not None:
-        ax.axhline(curve.limit, color=_INK, linewidth=0.9, linestyle="--", zorder=0)
+        ax.axhline(curve.limit, color=INK, linewidth=0.9, linestyle="--", zorder=0)
         ax.annotate(
             "worst value allowed", (1, curve.limit), xycoords=("axes fraction", "data"), fontsize=8, ha="right",
-            xytext=(-4, -11 if curve.greater_is_better else 4), textcoords="offset points", color=_INK,
+            xytext=(-4, -11 if curve.greater_is_better else 4), textcoords="offset points", color=INK,
         )  # fmt: skip
     ax.margins(0.12)
     if size == "bytes":
@@ -269,7 +276,7 @@ def draw_metric(curve: MetricCurve, size: Size = "parameters") -> Figure:
     if curve.has_intervals:
         notes.append(f"bars: {curve.confidence:.0%} confidence interval")
     ax.set_title("; ".join(notes), fontsize=8, loc="left", color="0.35")
-    _plain(ax)
+    plain_axes(ax)
     return figure
 
 
@@ -285,7 +292,7 @@ def draw_adjacent_similarity(report: PruningReport) -> Figure:
     """
     models, depths = measured_models(report.record), report.record.depths
     paths = [path for path in depths if any(_has_curve(model.matrices.get(path)) for model in models)]
-    names, threshold = short_names(paths), report.record.config.get("threshold")
+    names, threshold = short_names(paths), threshold_of(report.record)
     columns = 1 if len(paths) == 1 or max(depths.values()) > _LINE_LAYERS else 2
     rows = -(-len(paths) // columns)
     figure = new_figure(7.2 if columns == 1 else 9.6, 2.6 * rows + 0.7)
@@ -299,11 +306,11 @@ def draw_adjacent_similarity(report: PruningReport) -> Figure:
                     marker="os^Dv"[number % 5], markersize=4 if depths[path] < 30 else 2, linewidth=1.2, label=model.name,
                 )  # fmt: skip
         if threshold is not None:
-            ax.axhline(threshold, color=_INK, linewidth=0.9, linestyle=":", label=f"threshold {threshold:g}")
+            ax.axhline(threshold, color=INK, linewidth=0.9, linestyle=":", label=f"threshold {threshold:g}")
         ax.set_xlim(-0.5, depths[path] - 0.5)
         ax.set_title(names[path], fontsize=9, loc="left")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        _plain(ax)
+        plain_axes(ax)
     for ax in axes[len(paths) :]:
         ax.set_axis_off()
     figure.supylabel("CKA of neighbouring layers", fontsize=9)
@@ -317,11 +324,3 @@ def draw_adjacent_similarity(report: PruningReport) -> Figure:
 
 def _has_curve(matrix: SimilarityMatrix | None) -> bool:
     return matrix is not None and len(matrix.layers) > 1
-
-
-def _plain(ax: Axes) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(_FAINT)
-    ax.tick_params(labelsize=8, color=_FAINT)
-    ax.grid(color="#eef0f3", linewidth=0.8)
-    ax.set_axisbelow(True)

@@ -15,7 +15,8 @@ from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_json, write_text
 
 from .page import PAGE_NAME, render_page
-from .words import format_bytes
+from .scores import chosen_by, total_cost
+from .words import cost_in_words, format_bytes
 
 REPORT_NAME = "report.json"
 # Columns of words; the others hold figures.
@@ -123,6 +124,8 @@ class PruningReport:
             "num_examples": after.num_examples if after else None,
             "latency_seconds_before": before.latency_seconds if before else None,
             "latency_seconds_after": after.latency_seconds if after else None,
+            "criteria": chosen_by(self.record),
+            "scoring_cost": total_cost(self.record),
             "record": self.record.to_dict(),
         }
 
@@ -144,9 +147,11 @@ class PruningReport:
         return cls(PruningRecord.from_dict(values["record"]))
 
     def __str__(self) -> str:
-        """The table, which cuts were refused and why, and why the run stopped."""
+        """The table, what chose the layers, which cuts were refused and why, and why the run stopped."""
+        cost = total_cost(self.record)
+        chosen = [f"layers chosen by {', '.join(chosen_by(self.record))}: {cost_in_words(cost)}"] if cost else []
         stopped = [f"stopped: {self.record.stopped}"] if self.record.stopped else []
-        return "\n".join([self.to_table(), *self.refusals, *stopped])
+        return "\n".join([self.to_table(), *chosen, *self.refusals, *stopped])
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         paths = list(self.record.depths)

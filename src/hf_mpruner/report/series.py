@@ -199,6 +199,12 @@ def measured_models(record: PruningRecord) -> list[MeasuredModel]:
     return found
 
 
+def threshold_of(record: PruningRecord) -> float | None:
+    """The similarity at which layers went; `None` where a number of layers was asked for, or it is not known."""
+    by_number = record.config.get("target_num_layers") is not None or record.config.get("layers_per_round") is not None
+    return None if by_number else record.config.get("threshold")
+
+
 def middles(matrix: SimilarityMatrix) -> tuple[list[float], list[float]]:
     """The curve of `SimilarityMatrix.adjacent`: each value half way between the two layers it compares."""
     layers = [float(layer) for layer in matrix.layers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -68,6 +68,28 @@ def format_ranges(layers: Iterable[int]) -> str:
         else:
             runs.append([layer, layer])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def cost_in_words(cost: Mapping[str, float]) -> str:
+    """What scoring layers has cost.
+
+    Args:
+        cost (`Mapping[str, float]`): of `Round.scores["cost"]`.
+
+    Example:
+        >>> cost_in_words({"forward_passes": 12.0, "backward_passes": 1.0, "seconds": 3.25})
+        '12 forward passes and 1 backward pass over the calibration data, 3.25 s'
+        >>> cost_in_words({"forward_passes": 0.0, "backward_passes": 0.0, "seconds": 0.002})
+        'no pass over the calibration data, 2.0 ms'
+    """
+    found = [(kind, cost.get(f"{kind}_passes", 0.0)) for kind in ("forward", "backward")]
+    passes = [
+        f"{f'{count:.2f}'.rstrip('0').rstrip('.')} {kind} pass{'' if count == 1 else 'es'}"
+        for kind, count in found
+        if count
+    ]
+    over = " and ".join(passes) or "no pass"
+    return f"{over} over the calibration data, {format_seconds(cost.get('seconds', 0.0))}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,0 +1,174 @@
+"""From a loaded model and raw data to the scores of a criterion, and the plan for the number of layers asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel
+
+from hf_mpruner.architectures import BlockStack
+from hf_mpruner.config import PruningConfig, resolve_protected
+from hf_mpruner.criteria import (
+    Criterion,
+    CriterionInputs,
+    Quota,
+    ScoredLayers,
+    as_recorded,
+    find_criterion,
+    hold_protected,
+    plan_layers,
+    score_layers,
+    to_original,
+)
+from hf_mpruner.data import Columns, calibration_loader, draw_sample
+from hf_mpruner.plan import PruningPlan
+from hf_mpruner.report import cost_in_words
+from hf_mpruner.roundplan import find_alike
+from hf_mpruner.similarity import SimilarityMatrix
+from hf_mpruner.storage import write_json
+from hf_mpruner.tasks import Purpose, Settings, Task
+
+from .output import align
+from .parser import UsageError
+
+
+class Scored(NamedTuple):
+    """What a criterion says of a model, and the plan that follows."""
+
+    criterion: Criterion
+    layers: ScoredLayers
+    plan: PruningPlan
+    matrices: dict[str, SimilarityMatrix]
+
+
+def needs_labels(config: PruningConfig) -> bool:
+    """Whether the criterion that was asked for measures a loss or a metric."""
+    return not config.plans_by_threshold and bool(
+        find_criterion(config.criterion).needs & {"loss", "gradients", "metric"}
+    )
+
+
+def purpose_of(config: PruningConfig) -> Purpose:
+    """What calibration rows are prepared for: with labels where the criterion needs them."""
+    return "judge" if needs_labels(config) else "calibration"
+
+
+def check_alone(config: PruningConfig, instead: str) -> None:
+    """Refuse a criterion that needs a Trainer's evaluation where there is none.
+
+    Raises:
+        UsageError: saying what to type instead.
+    """
+    if "metric" in find_criterion(config.criterion).needs:
+        raise UsageError(
+            f"--criterion {config.criterion} evaluates the model without each layer, and nothing evaluates here. {instead}"
+        )
+
+
+def score(
+    name: str,
+    model: PreTrainedModel,
+    data: Any,
+    processing_class: Any,
+    columns: Columns,
+    config: PruningConfig,
+    stacks: list[BlockStack],
+    task: Task,
+    settings: Settings,
+) -> Scored:
+    """Score a sample of raw data and plan for the number of layers that the config asks for.
+
+    Raises:
+        UsageError: if so many layers cannot go.
+        CalibrationError: if the criterion needs what is not there.
+    """
+    criterion = find_criterion(config.criterion)
+    depths = {stack.path: stack.depth for stack in stacks}
+    protected = resolve_protected(config.protect, depths)
+    try:
+        quota = Quota(config, depths)
+        quota.check(stacks, protected)
+    except ValueError as error:
+        raise UsageError(f"--{error}" if str(error).startswith("target_num_layers") else str(error)) from error
+    numbers = quota.numbers(stacks, protected, config.granularity)
+    sample = draw_sample(data, config.calibration_samples, config.seed)
+    loader = calibration_loader(
+        task.prepare(sample, columns, model, processing_class, settings, purpose_of(config)),
+        num_samples=config.calibration_samples,
+        batch_size=config.calibration_batch_size,
+        seed=config.seed,
+        processing_class=processing_class,
+        model=model,
+        keep_labels=needs_labels(config),
+    )
+    inputs = CriterionInputs(
+        model,
+        [stack for stack in hold_protected(stacks, protected) if stack.path in numbers],
+        batches=loader,
+        num_removed=numbers,
+        protocol=config.protocol,
+        linkage=config.linkage,
+        seed=config.seed,
+    )
+    layers = as_recorded(score_layers(criterion, inputs))
+    plan = plan_layers(
+        criterion,
+        layers,
+        stacks,
+        numbers,
+        config.protect,
+        model_type=model.config.model_type,
+        # a folder of this machine says nothing to whoever reads the plan elsewhere
+        source_model=None if Path(name).exists() else name,
+        source_revision=getattr(model.config, "_commit_hash", None),
+    )
+    matrices, clusters = find_alike(layers, plan)
+    evidence = {
+        **to_original(layers, {path: range(depth) for path, depth in depths.items()}),
+        "num_removed": numbers,
+        "similarity": {path: matrix.to_dict() for path, matrix in matrices.items()},
+        "clusters": {path: [list(one.layers) for one in found] for path, found in clusters.items()},
+    }
+    return Scored(criterion, layers, dataclasses.replace(plan, evidence=evidence), matrices)
+
+
+def write(folder: Path, scored: Scored) -> bool:
+    """Write scores, plan and pictures; false if nothing could be drawn."""
+    from hf_mpruner.report.plots import write_heat_maps, write_score_charts
+
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {key: scored.plan.evidence[key] for key in ("criterion", "title", "scores", "cost")}
+    write_json(folder / "scores.json", values)
+    for path, matrix in scored.matrices.items():
+        matrix.save(folder / f"similarity_{path}.json")
+    scored.plan.save_pretrained(folder)
+    return bool(
+        [
+            *write_score_charts(folder, values, scored.plan.kept),
+            *write_heat_maps(folder, scored.matrices, "similarity"),
+        ]
+    )
+
+
+def to_table(scored: Scored, model: PreTrainedModel) -> str:
+    """The scores of every layer, what goes, and what is left."""
+    title = f", {scored.criterion.title}" if scored.criterion.title else ""
+    parts = []
+    for path, scores in scored.layers.scores.items():
+        removed = set(scored.plan.stacks[path].removed)
+        place = {layer: str(number) for number, layer in enumerate(scores.order, 1)}
+        header = ["layer", scored.criterion.name, *(["removed as"] if place else []), "plan"]
+        rows = [
+            [
+                str(layer),
+                "" if value is None else f"{value:.6g}",
+                *([place.get(layer, "")] if place else []),
+                "goes" if layer in removed else "stays",
+            ]
+            for layer, value in enumerate(scores.values)
+        ]
+        parts.append(f"{path}: {scored.criterion.name}{title}; the lowest go first\n")
+        parts.append(align(header, rows, right=[0, 1]) + "\n")
+    return "\n".join([*parts, str(scored.plan.preview(model)), "cost: " + cost_in_words(scored.plan.evidence["cost"])])
