@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hf_mpruner.report.plots import new_figure
+from hf_mpruner.report.style import new_figure
 
 from .rows import UNCUT
 
