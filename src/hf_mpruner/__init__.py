@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UnsupportedBackendError,
     )
     from hf_mpruner.features import measure_similarity
+    from hf_mpruner.halves import HalvesReport, measure_halves
     from hf_mpruner.narrowing import prune_width_, prune_width_in_rounds
     from hf_mpruner.oneshot import prune_
     from hf_mpruner.plan import PruningPlan, WidthPlan
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from hf_mpruner.scoring import make_compute_metrics
     from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, linear_cka
     from hf_mpruner.sparsity import sparsify_
-    from hf_mpruner.surgery import apply_plan_, apply_width_plan_
+    from hf_mpruner.surgery import apply_plan_, apply_width_plan_, drop_halves_
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "CalibrationError",
     "Comparison",
     "Criterion",
+    "HalvesReport",
     "LayerCluster",
     "LayerPruningCallback",
     "MPrunerError",
@@ -62,10 +64,12 @@ __all__ = [
     "apply_plan_",
     "apply_width_plan_",
     "compare_criteria",
+    "drop_halves_",
     "find_block_stacks",
     "find_clusters",
     "linear_cka",
     "make_compute_metrics",
+    "measure_halves",
     "measure_similarity",
     "prune_",
     "prune_in_cycles",
@@ -83,6 +87,7 @@ _MODULE_OF = {
     "CalibrationError": "errors",
     "Comparison": "comparison",
     "Criterion": "criteria",
+    "HalvesReport": "halves",
     "LayerCluster": "clusters",
     "LayerPruningCallback": "callback",
     "MPrunerError": "errors",
@@ -101,10 +106,12 @@ _MODULE_OF = {
     "apply_plan_": "surgery",
     "apply_width_plan_": "surgery",
     "compare_criteria": "comparison",
+    "drop_halves_": "surgery",
     "find_block_stacks": "architectures",
     "find_clusters": "clusters",
     "linear_cka": "similarity",
     "make_compute_metrics": "scoring",
+    "measure_halves": "halves",
     "measure_similarity": "features",
     "prune_": "oneshot",
     "prune_in_cycles": "cycles",

@@ -426,6 +426,10 @@ def test_no_labels(name, make_bert):
         CalibrationError, match=r"gives no loss on input_ids, attention_mask\. Pass calibration data with"
     ):
         scored(name, inputs_of(make_bert(), text_batches()))
+    with pytest.raises(
+        CalibrationError, match=r"T5ForConditionalGeneration gives no loss on input_ids, attention_mask"
+    ):
+        scored(name, inputs_of(make_t5(), text_batches()))
 
 
 def test_quantised_weights_have_no_gradients(make_bert):

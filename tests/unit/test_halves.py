@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -245,6 +246,15 @@ def test_parallel_halves_both_start_from_the_blocks_input():
         mlp = block.mlp(block.input_layernorm(x))
     assert layer["attention"].influence == pytest.approx(influence(x, x + kept["attention"], real), rel=1e-4)
     assert layer["feed_forward"].influence == pytest.approx(influence(x, x + mlp, real), rel=1e-4)
+
+
+def test_a_report_goes_through_a_file(tmp_path):
+    report = measure_halves(made(FAMILIES["t5"][0]), [FAMILIES["t5"][1]])
+    report.save(str(tmp_path / "halves.json"))
+    assert HalvesReport.from_dict(json.loads((tmp_path / "halves.json").read_text())) == report
+    assert [line for line in str(report).splitlines() if line.startswith("decoder.block")] == [
+        "decoder.block (pre-norm blocks)"
+    ]
 
 
 def test_a_half_that_adds_nothing_matters_nothing():

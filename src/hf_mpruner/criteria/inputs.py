@@ -115,16 +115,22 @@ class CriterionInputs:
     def raw_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """As `loss`, but it may be infinite or NaN."""
         batch = self._with_labels(batch)
+        missing = CalibrationError(
+            f"{type(self.model).__name__} gives no loss on {', '.join(batch)}. Pass calibration data with labels, or a "
+            "criterion that needs none: cka, block_influence, angular, relative_magnitude, magnitude, tail."
+        )
         if self.compute_loss is not None:
             loss: Any = self.compute_loss(self.model, dict(batch))
         else:
-            output = self.forward(batch)
+            try:
+                output = self.forward(batch)
+            except ValueError as error:  # some decoders are fed with labels, and do not run without
+                if "labels" in batch:
+                    raise
+                raise missing from error
             loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if not isinstance(loss, Tensor):
-            raise CalibrationError(
-                f"{type(self.model).__name__} gives no loss on {', '.join(batch)}. Pass calibration data with labels, or a "
-                "criterion that needs none: cka, block_influence, angular, relative_magnitude, magnitude, tail."
-            )
+            raise missing
         loss = loss.mean()
         if loss.requires_grad:
             loss.register_hook(self._count_backward)  # hooks of modules see no tensors in the outputs of transformers

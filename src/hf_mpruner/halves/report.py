@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hf_mpruner.storage import write_json
@@ -75,9 +76,9 @@ class HalvesReport:
         """Plain values, ready for JSON."""
         return asdict(self)
 
-    def save(self, path: Any) -> None:
+    def save(self, path: str | Path) -> None:
         """Write `to_dict()` to a JSON file."""
-        write_json(path, self.to_dict())
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HalvesReport:
