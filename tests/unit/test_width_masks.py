@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +108,43 @@ def test_masked_neurons_stay_at_zero_through_training(bias: bool) -> None:
     make_permanent(model)
     assert set(dict(model.named_parameters())) == set(dict(mlp().named_parameters()))
     assert torch.equal(model(x), before)
+
+
+def test_an_optimizer_from_before_the_mask_goes_on_and_lifts_nothing() -> None:
+    model, x = mlp(), torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), torch.arange(len(x)) % 3).backward()
+        optimizer.step()
+
+    step()
+    mask_neurons(model[0], [2])
+    before = model[0].weight_orig.detach().clone()
+    step()
+    model.eval()
+    assert (model[0](x)[:, 2] == 0).all()
+    assert not torch.equal(model[0].weight_orig[3], before[3]), "neurons that stay are still trained"
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    make_permanent(model)
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+def test_outputs_are_read_before_an_activation_in_place_writes_over_them() -> None:
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True))
+    outputs, _ = read_outputs(model, ["0"], [x])
+    torch.testing.assert_close(outputs["0"], x @ model[0].weight.T + model[0].bias)
+
+
+def test_nothing_goes_if_nobody_says_how_much() -> None:
+    model, x = mlp(), torch.randn(50, 6)
+    for amount in (None, {"0": 0.5}):
+        with pytest.raises(ValueError, match=r"How many neurons of '\d' go\? The criterion 'cka' ranks them"):
+            mask_by_criterion(model, MLP_LAYERS, find_neuron_criterion("cka"), [x], amount)
+    assert widths(model, MLP_LAYERS) == {"0": 16, "3": 12}
 
 
 def test_masks_refuse() -> None:

@@ -126,6 +126,24 @@ def test_a_channel_is_one_variable() -> None:
     assert sorted(found.order.tolist()) in ([0, 3], [2, 3])
 
 
+@pytest.mark.parametrize("copies", [False, True])
+def test_information_of_layers_with_fewer_dimensions_than_neurons(copies: bool) -> None:
+    """120 neurons that are sums of 20, or copies: inverses are as large as the noise allows, and differences still hold."""
+    x = drawn(1500, 20) @ drawn(20, 120, seed=1)
+    if copies:
+        x = x.relu()
+        x[:, 60:] = x[:, :60]
+    y = (x @ drawn(120, 30, seed=2)).relu()
+    information = GaussianInformation(Moments.of(x, y), shrinkage=0.0)
+    kept = list(range(120))
+    for _ in range(105):
+        chosen = int(information.conditional().nan_to_num(torch.inf).argmin())
+        information.drop(chosen)
+        kept.remove(chosen)
+    expected = [by_determinants(information.correlation, i, kept, 1, 120) for i in kept]
+    assert information.conditional()[kept].tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_few_samples() -> None:
     x, y = drawn(30, 40), drawn(30, 20, seed=1)
     with pytest.raises(CalibrationError, match=r"30 samples are too few.*40 columns of 'fc1'.*more than 62 samples"):

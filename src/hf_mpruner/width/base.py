@@ -134,12 +134,15 @@ class NeuronCriterion(ABC):
         needs (`frozenset[str]`): of `"moments"` (or the activations that they are of), `"activations"` (all samples
             held), `"target"` (activations of the next layer, in the moments or held), `"weights"`. Empty: nothing but
             the number of neurons.
+        decides (`bool`): whether it says by itself how many neurons go. Of one that does not, an order without an amount
+            is a ranking of all neurons but one, and nothing goes without an amount.
     """
 
     name: ClassVar[str]
     title: ClassVar[str] = ""
     source: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset({"moments"})
+    decides: ClassVar[bool] = False
 
     @abstractmethod
     def rank(self, inputs: NeuronInputs, number: int | None) -> NeuronOrder:

@@ -15,12 +15,14 @@ from torch.nn.utils import prune
 
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.width.base import NeuronCriterion, NeuronInputs, check_survivors, number_of
-from hf_mpruner.width.terc import sweep_layers
+from hf_mpruner.width.terc import amount_of, sweep_layers
 
 
 @dataclass(frozen=True)
 class PlainLayer:
     """One layer whose neurons may go.
+
+    Where something is added to its output (a residual sum), a masked neuron is a zero of this layer alone, not of the sum.
 
     Args:
         name (`str`): dotted path of its `nn.Linear` or `nn.Conv2d`.
@@ -42,6 +44,7 @@ def mask_neurons(module: nn.Module, removed: Tensor | Sequence[int], bias: bool 
         module (`nn.Module`): with a weight whose first dimension is neurons: `nn.Linear`, `nn.Conv2d`, a normalisation.
             `weight` becomes `weight_orig` times `weight_mask`, as `torch.nn.utils.prune` does; an optimizer that was
             built before holds what is now `weight_orig`, and goes on. Later masks are added to earlier ones.
+            `copy.deepcopy` refuses a module with masks (torch's own limit): copy before, or after `make_permanent`.
         removed (`torch.Tensor` or sequence of `int`): which neurons.
         bias (`bool`): also their bias. Without it they still put out a constant, as in the published code of Higgins 2023.
 
@@ -116,7 +119,10 @@ def read_outputs(model: nn.Module, paths: Iterable[str], batches: Iterable[Any])
     ends: list[Tensor] = []
     flags = {module: module.training for module in model.modules()}
     hooks = [
-        model.get_submodule(path).register_forward_hook(lambda _m, _i, out, kept=kept: kept.append(out.detach().cpu()))
+        # A copy: an activation function that works in place would write over it.
+        model.get_submodule(path).register_forward_hook(
+            lambda _module, _inputs, out, kept=kept: kept.append(out.detach().to("cpu", copy=True))
+        )
         for path, kept in found.items()
     ]
     try:
@@ -206,7 +212,7 @@ def mask_by_criterion(
         criterion (`NeuronCriterion`): which measure.
         batches (iterable): see `read_outputs`.
         amount (`float`, `int`, or one of these a layer name): how many of the neurons that are left go, as a fraction or a
-            number. Default: as the criterion decides.
+            number. Default: as the criterion decides, if it does (`mipp`, `mipp_neural`).
         grid (`int`, *optional*): see `layer_inputs`.
         bias (`bool`): see `mask_neurons`.
         seed (`int`): of criteria that draw.
@@ -219,7 +225,7 @@ def mask_by_criterion(
     """
     inputs = layer_inputs(model, layers, batches, grid, seed)
     for one in inputs:
-        asked = amount.get(one.layer) if isinstance(amount, Mapping) else amount
+        asked = amount_of(criterion, one.layer, amount)
         if asked is not None:
             check_survivors(number_of(asked, one.num_neurons, one.layer), one.num_neurons, one.layer)
     orders = sweep_layers(criterion, inputs, amount)

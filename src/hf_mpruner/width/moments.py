@@ -109,7 +109,8 @@ class Moments:
             rows = torch.cat([rows, target.to(rows)], dim=1)
         if not len(rows):
             return
-        rows = rows.to(torch.float64)
+        # Not every device has float64.
+        rows = (rows.cpu() if rows.device.type == "mps" else rows).to(torch.float64)
         mean = rows.mean(0)
         centred = rows - mean
         self._add(len(rows), mean.cpu(), (centred.T @ centred).cpu())

@@ -204,6 +204,7 @@ class GaussianMIPP(NeuronCriterion):
     title = "least information about the next layer that the kept neurons do not give first (Gaussian)"
     source = "Westphal et al., arXiv 2411.00147 (MIPP, TERC with MI ordering); Gaussian closed form"
     needs = frozenset({"moments", "target"})
+    decides = True
 
     def __init__(
         self,

@@ -253,6 +253,7 @@ class NeuralMIPP(NeuronCriterion):
     title = "neurons without which small networks predict the next layer no worse go"
     source = "Westphal et al., arXiv 2411.00147 (MIPP); estimator after Covert et al. 2020"
     needs = frozenset({"activations", "target"})
+    decides = True
 
     def __init__(
         self,

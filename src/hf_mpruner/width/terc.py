@@ -76,13 +76,14 @@ def sweep_layers(
         layers (sequence of `NeuronInputs`): in forward order. The target of each is all neurons of the next layer in this
             sequence (of a channel with several positions: all its columns), that of the last one the model's output.
         amount (`float`, `int`, or one of these for each layer's name, *optional*): how many neurons go. Default: as the
-            criterion decides.
+            criterion decides, if it does (`mipp`, `mipp_neural`).
 
     Returns:
         `dict`: a `NeuronOrder` for each layer's name, in forward order.
 
     Raises:
-        ValueError: if a target does not have the next layer's columns, or two layers have one name.
+        ValueError: if a target does not have the next layer's columns, two layers have one name, or a layer has no amount
+            and the criterion does not decide.
     """
     if len({inputs.layer for inputs in layers}) != len(layers):
         raise ValueError(f"layers {[inputs.layer for inputs in layers]} are not told apart: give each its own name.")
@@ -92,11 +93,28 @@ def sweep_layers(
         inputs = given
         if following is not None and "target" in criterion.needs:
             inputs = _with_kept_target(given, *following)
-        asked = amount.get(inputs.layer) if isinstance(amount, Mapping) else amount
+        asked = amount_of(criterion, inputs.layer, amount)
         order = criterion.order(inputs, asked)
         found[inputs.layer] = order
         following = (inputs, order)
     return {inputs.layer: found[inputs.layer] for inputs in layers}
+
+
+def amount_of(
+    criterion: NeuronCriterion, layer: str, amount: float | int | Mapping[str, float | int] | None
+) -> float | int | None:
+    """How many neurons of a layer were asked for.
+
+    Raises:
+        ValueError: if nobody says how many: the criterion only ranks, and all neurons but one would go.
+    """
+    asked = amount.get(layer) if isinstance(amount, Mapping) else amount
+    if asked is None and not criterion.decides:
+        raise ValueError(
+            f"How many neurons of '{layer}' go? The criterion '{criterion.name}' ranks them and does not decide: pass an "
+            "amount, e.g. 0.2 for a fifth of them, or 0 to leave the layer as it is."
+        )
+    return asked
 
 
 def _with_kept_target(inputs: NeuronInputs, following: NeuronInputs, order: NeuronOrder) -> NeuronInputs:
