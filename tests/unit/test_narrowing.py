@@ -29,7 +29,13 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_mpruner import PlanMismatchError, UnsupportedArchitectureError, WidthPlan, apply_width_plan_
+from hf_mpruner import (
+    PlanMismatchError,
+    UnsupportedArchitectureError,
+    UnsupportedBackendError,
+    WidthPlan,
+    apply_width_plan_,
+)
 from hf_mpruner.architectures import count_parameters, find_widths, prove_width
 from hf_mpruner.plan import UnitPlan
 from hf_mpruner.surgery import WidthEdit, masked
@@ -208,27 +214,72 @@ def test_two_plans_in_a_row_are_one():
         second.then(second)
 
 
-def test_full_verification_finds_what_no_shape_shows():
-    """Halves of a fused projection that are exchanged have the right shapes."""
-    model = build("phi3")
-    plan = draw_plan(model, "neurons", 6)
-    inputs = inputs_of(model)
-    whole = first(model(**inputs))
-    mlp = model.model.layers[0].mlp
-    kept = mlp.forward
+def interleave_(model):
+    """Gate and up in turn instead of one behind the other: no shape shows it."""
+    mlp = model.model.layers[1].mlp
 
     def interleaved(hidden):
         both = mlp.gate_up_proj(hidden).unflatten(-1, (-1, 2))
         return mlp.down_proj(both[..., 1] * torch.nn.functional.silu(both[..., 0]))
 
     mlp.forward = interleaved
+    return mlp
+
+
+def test_halves_that_lie_otherwise_are_refused_before_anything_changes():
+    model = build("phi3")
+    plan, inputs = draw_plan(model, "neurons", 6), inputs_of(model)
+    mlp = interleave_(model)
+    before = first(model(**inputs))
+    with pytest.raises(UnsupportedArchitectureError, match=r"layers.1.mlp.gate_up_proj' holds two projections in one"):
+        apply_width_plan_(model, plan)
+    assert torch.equal(first(model(**inputs)), before)
+    del mlp.forward
+    apply_width_plan_(model, plan)
+
+
+def test_full_verification_finds_what_no_structure_shows(monkeypatch):
+    monkeypatch.setattr("hf_mpruner.surgery.narrow.check_layout", lambda *_: None)
+    model = build("phi3")
+    plan, inputs = draw_plan(model, "neurons", 6), inputs_of(model)
+    interleave_(model)
     before = first(model(**inputs))
     with pytest.raises(UnsupportedArchitectureError, match="same neurons or heads set to zero"):
         apply_width_plan_(model, plan, verify="full", inputs=inputs)
     assert torch.equal(first(model(**inputs)), before)
-    mlp.forward = kept
-    assert torch.equal(first(model(**inputs)), whole)
-    apply_width_plan_(model, plan, verify="full", inputs=inputs)
+
+
+def test_weights_that_are_elsewhere_are_refused():
+    model = build("bert")
+    plan = draw_plan(model, "neurons", 6)
+    model.hf_device_map = {"bert": "cpu", "classifier": "disk"}
+    with pytest.raises(UnsupportedBackendError, match="lies on cpu, disk"):
+        apply_width_plan_(model, plan)
+    del model.hf_device_map
+    model.classifier.to("meta")
+    with pytest.raises(UnsupportedBackendError, match=r"'classifier.bias' is not whole in this process"):
+        apply_width_plan_(model, plan)
+    assert model.config.intermediate_size == NEURONS
+
+
+def test_a_model_without_values_is_narrowed_all_the_same():
+    with torch.device("meta"):
+        model = MODELS["phi3"]()
+    apply_width_plan_(model, draw_plan(model, "neurons", 6))
+    assert model.model.layers[0].mlp.gate_up_proj.weight.shape == (12, HIDDEN)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
+def test_adapters_are_merged_first():
+    peft = pytest.importorskip("peft")
+    model = build("bert")
+    plan = draw_plan(model, "neurons", 6)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query", "dense"], r=2))
+    with pytest.raises(UnsupportedArchitectureError, match="merge_and_unload"):
+        apply_width_plan_(wrapped, plan)
+    whole = wrapped.merge_and_unload()
+    apply_width_plan_(whole, plan)
+    assert whole.config.intermediate_size == 6
 
 
 def test_dtype_and_ties_stay():

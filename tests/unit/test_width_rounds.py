@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_mpruner import prune_width_in_rounds
+from hf_mpruner import UnsupportedBackendError, prune_width_in_rounds
 from trainer_kit import Rows, Scripted, accuracy, build_trainer
 
 
@@ -107,3 +107,27 @@ def test_a_trainer_of_another_model_is_refused(tmp_path):
     other = build()
     with pytest.raises(ValueError, match="trains another model"):
         prune_width_in_rounds(build(), 0.2, 1, make_trainer=lambda model: maker(tmp_path)(other))
+
+
+def test_trainers_that_cannot_be_used_are_refused(tmp_path):
+    def best(model):
+        arguments = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}
+        return maker(tmp_path, **arguments)(model)
+
+    def split(model):
+        trainer = maker(tmp_path)(model)
+        trainer.is_fsdp_enabled = True
+        return trainer
+
+    def used(model):
+        trainer = maker(tmp_path)(model)
+        trainer.create_optimizer()
+        return trainer
+
+    for make, kind, text in [
+        (best, ValueError, "load_best_model_at_end=True"),
+        (split, UnsupportedBackendError, "uses FSDP or DeepSpeed"),
+        (used, ValueError, "has an optimizer already"),
+    ]:
+        with pytest.raises(kind, match=text):
+            prune_width_in_rounds(build(), 0.2, 1, make_trainer=make)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mpruner.architectures import count_parameters
-from hf_mpruner.errors import MPrunerError
+from hf_mpruner.errors import MPrunerError, UnsupportedBackendError
 from hf_mpruner.metric import Metric, choose_metric, strip_prefix
 from hf_mpruner.plan import WidthPlan, WidthPreview
 
@@ -156,6 +156,11 @@ def _make(make_trainer: MakeTrainer, model: PreTrainedModel) -> Trainer:
     if trainer.model is not model:
         raise ValueError(
             "make_trainer's Trainer trains another model than the one it was given: return Trainer(model, ...) of the argument."
+        )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UnsupportedBackendError(
+            "make_trainer's Trainer uses FSDP or DeepSpeed, which split or copy the weights that get narrower. Train with one "
+            "process or DDP, or narrow with prune_width_, save, and train what was saved."
         )
     if trainer.args.load_best_model_at_end:
         raise ValueError(

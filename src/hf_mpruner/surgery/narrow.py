@@ -18,6 +18,7 @@ from hf_mpruner.architectures.adapters import unwrap_adapters
 from hf_mpruner.errors import PlanMismatchError, UnsupportedArchitectureError
 from hf_mpruner.features.measure import evaluating
 from hf_mpruner.runtime import keep_rng_state
+from hf_mpruner.surgery.layout import check_layout, check_whole
 from hf_mpruner.surgery.steps import Write, prepare_config, prepare_value
 from hf_mpruner.verify import check_request
 from hf_mpruner.verify.outputs import ROUNDING, Outputs, allowed_error, find_difference, run_still
@@ -99,6 +100,7 @@ class WidthEdit:
     Raises:
         PlanMismatchError: the plan is for another model.
         UnsupportedArchitectureError: the narrower model cannot be proved right.
+        UnsupportedBackendError: not all of its weights are in this process.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -116,7 +118,9 @@ class WidthEdit:
 
     def __init__(self, model: PreTrainedModel, plan: WidthPlan, *, found: Widths | None = None) -> None:
         """Find what can go, prove the narrower model and prepare the steps."""
+        check_whole(model)
         found = plan.check(model, found)
+        check_layout(model, [found.units[path] for path in plan.units])
         self.proof: WidthProof = prove_width(model, found, plan.kept)
         by_parameter: dict[nn.Parameter, dict[int, Kept]] = {}
         names: dict[nn.Parameter, str] = {}
