@@ -17,6 +17,7 @@ from .processes import check_one_process, finish, rank
 COMMANDS = {
     "inspect": "what can be cut in a model, what is pinned and why, what a cut rewrites; reads no weights",
     "analyze": "measure the similarity of its layers, suggest plans",
+    "compare": "several criteria side by side, before and after the same recovery",
     "prune": "cut, recover, judge, and save the smaller model",
     "apply": "cut a model as a plan says, without training",
     "narrow": "take neurons or heads out of every layer, without training",
@@ -27,6 +28,7 @@ COMMANDS = {
 EXAMPLES = """examples:
   hf-mpruner inspect google-bert/bert-base-uncased
   hf-mpruner analyze MODEL --dataset dair-ai/emotion --output_dir analysis
+  hf-mpruner compare MODEL --dataset dair-ai/emotion --criteria cka tail --num_layers 3 --seeds 2 --output_dir compared
   hf-mpruner prune   MODEL --dataset dair-ai/emotion --max_metric_drop 0.01 --output_dir smaller
   hf-mpruner apply   MODEL --plan analysis --output_dir smaller
   hf-mpruner narrow  MODEL --dataset DATA --fraction 0.25 --output_dir narrower

@@ -30,11 +30,12 @@ TASK_NAMES = (
 )  # fmt: skip
 
 
-def add_config_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+def add_config_flags(parser: argparse.ArgumentParser, *, only: Sequence[str] | None = None, **defaults: Any) -> None:
     """One flag for each field of `PruningConfig`, and `--config` for a file with the same keys.
 
     Args:
         parser: gets the flags.
+        only (sequence of `str`, *optional*): fields that mean something to this command; all of them by default.
         defaults: what this command takes instead of the dataclass's own default; named in the help.
     """
     group = parser.add_argument_group("pruning", "the fields of PruningConfig")
@@ -45,6 +46,8 @@ def add_config_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     )
     hints = get_type_hints(PruningConfig)
     for field in dataclasses.fields(PruningConfig):
+        if only is not None and field.name not in only:
+            continue
         default = defaults.get(field.name, _default(field))
         shown = "" if default is None or default == [] else f" (default: {default})"
         _add_flag(group, field.name, hints[field.name], field.metadata["help"] + shown)

@@ -21,6 +21,7 @@ from .models import load_config, load_for_task, load_processor
 from .parser import UsageError, closest
 
 _WEIGHTS_SHOWN = 3
+_TRAIN_HEAD = "Pass --start_epoch N to train it for N epochs before the first cut, or fine-tune it first."
 
 
 class Inputs(NamedTuple):
@@ -41,8 +42,13 @@ class Inputs(NamedTuple):
         return self.task.prepare(data, self.columns, self.model, self.processing_class, self.settings, purpose)
 
 
-def load_inputs(args: argparse.Namespace, config: PruningConfig) -> Inputs:
+def load_inputs(args: argparse.Namespace, config: PruningConfig, untrained: str = _TRAIN_HEAD) -> Inputs:
     """Load in the order in which mistakes are cheapest: config, data, columns, processor, weights.
+
+    Args:
+        args: of the command.
+        config (`PruningConfig`): whether anything trains.
+        untrained (`str`): what to do about a head that is new, in a sentence.
 
     Raises:
         UsageError: if the task, a split or a column cannot be found, or the head would have to be trained first.
@@ -69,8 +75,7 @@ def load_inputs(args: argparse.Namespace, config: PruningConfig) -> Inputs:
     if new and config.start_epoch == 0 and not args.dry_run:
         shown = ", ".join(new[:_WEIGHTS_SHOWN])
         raise UsageError(
-            f"'{args.model}' has no trained head for {task.name}: {len(new)} weights are new ({shown}). Pass "
-            "--start_epoch N to train it for N epochs before the first cut, or fine-tune it first."
+            f"'{args.model}' has no trained head for {task.name}: {len(new)} weights are new ({shown}). {untrained}"
         )
     if task.kind == "text" and getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = processor.pad_token_id
