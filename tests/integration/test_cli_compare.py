@@ -78,7 +78,7 @@ def test_data_goes_to_stdout_and_into_the_folder_and_is_computed_once(run, tmp_p
         ({"num_layers": ["h:2"]}, [], "'h' is no block stack"),
         ({}, ["--seeds", 0], "--seeds 0 is below 1"),
         ({}, ["--training", "seed=3"], "seed is said with --seed"),
-        ({}, ["--threshold", "0.9"], "unrecognized arguments: --threshold"),
+        ({}, ["--threshold", "0.9"], "unknown argument --threshold"),
     ],
 )  # fmt: skip
 def test_wrong_use_is_refused_before_anything_is_written(run, tmp_path, options, words, message):
