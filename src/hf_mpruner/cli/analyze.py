@@ -1,8 +1,13 @@
-"""Measure the similarity of a model's layers on data, and suggest which could go. The model is not changed."""
+"""Measure a model's layers on data, and suggest which could go. The model is not changed.
+
+Without a number of layers to be left their similarity is measured, and clusters are found at a threshold; with one, a
+criterion scores every layer.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +16,17 @@ from .output import add_format, align, command_line, say, show
 from .parser import UsageError, same_trust, same_words
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from hf_mpruner.tasks import Task
 
+    from .scores import Scored
+
+
 EXAMPLES = """examples:
   hf-mpruner analyze MODEL --dataset dair-ai/emotion --output_dir analysis
-  hf-mpruner analyze MODEL --dataset rows.csv --split train --text_column body --threshold 0.95"""
+  hf-mpruner analyze MODEL --dataset rows.csv --split train --text_column body --threshold 0.95
+  hf-mpruner analyze MODEL --dataset dair-ai/emotion --criterion block_influence --target_num_layers 2"""
 
 USAGE = "hf-mpruner analyze MODEL --dataset DATASET [--output_dir DIR] ..."
 # What a user would try next to the threshold that was asked for.
@@ -38,21 +47,30 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     folder = None if args.output_dir is None else _check_folder(args.output_dir)
 
+    from . import scores
     from .loading import choose_columns, load_split, read_settings, take
     from .measure import chosen_stacks, measure, suggest
     from .models import load_config, load_for_analysis, load_processor
 
+    if not config.plans_by_threshold:
+        scores.check_alone(config, "hf-mpruner prune can.")
+
     model_config = load_config(args.model, args.revision, args.trust_remote_code)
     task = choose_reader(args, model_config)
     data = load_split(args, "split")
-    columns = choose_columns(args, data, task, need_label=False)
+    columns = choose_columns(args, data, task, need_label=scores.needs_labels(config))
     data = take(args, data, columns, task)
     options = task.processor_options(model_config)
     processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code, **options)
     named = task if args.task else None
     model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code, named)
-    stacks = chosen_stacks(model, config)
-    matrices = measure(model, data, processor, columns, config, stacks, task, read_settings(args, config.seed))
+    stacks, given = chosen_stacks(model, config), (model, data, processor, columns)
+    if not config.plans_by_threshold:
+        if config.target_num_layers is not None:  # all that are to go, in however many rounds
+            config = dataclasses.replace(config, layers_per_round=None)
+        scored = scores.score(args.model, *given, config, stacks, task, read_settings(args, config.seed))
+        return _show_scores(args, scored, model, folder)
+    matrices = measure(*given, config, stacks, task, read_settings(args, config.seed))
     plan = suggest(args.model, model, matrices, stacks, config)
     choices = _choices(model, matrices, stacks, config)
     drawn = folder is not None and _write(folder, matrices, plan)
@@ -70,6 +88,33 @@ def run(args: argparse.Namespace) -> int:
     )
     _say_next(args, plan.num_removed, config.threshold, drawn)
     return 0
+
+
+def _show_scores(args: argparse.Namespace, scored: Scored, model: PreTrainedModel, folder: Path | None) -> int:
+    from . import scores
+
+    drawn = folder is not None and scores.write(folder, scored)
+    show(
+        args,
+        table=scores.to_table(scored, model),
+        values={
+            "model": args.model,
+            **{key: scored.plan.evidence[key] for key in ("criterion", "title", "scores", "cost", "num_removed")},
+            "plan": scored.plan.to_dict(),
+            "preview": dataclasses.asdict(scored.plan.preview(model)),
+        },
+        quiet=str(scored.plan),
+    )
+    if folder is not None:
+        say(args, f"Wrote scores{', pictures' if drawn else ''} and the plan to {args.output_dir}.")
+    say(args, f"Next: {command_line(*_prune_words(args), *config_words(args), '--output_dir', 'smaller')}")
+    return 0
+
+
+def _prune_words(args: argparse.Namespace) -> list[str]:
+    """The model and the data as they were named, for a command to try next."""
+    words = ["prune", args.model, *same_words(args, ["revision", "dataset", "dataset_config", *COLUMNS, "task"])]
+    return [*words, *same_words(args, ["max_length", "max_target_length", "source_prefix"]), *same_trust(args)]
 
 
 def choose_reader(args: argparse.Namespace, config: PreTrainedConfig) -> Task:
@@ -177,7 +222,5 @@ def _say_next(args: argparse.Namespace, num_removed: int, threshold: float, draw
         )
     if not num_removed:
         say(args, f"No neighbouring layers are alike at threshold {threshold:g}: try one of the smaller ones above.")
-    words = ["prune", args.model, *same_words(args, ["revision", "dataset", "dataset_config", *COLUMNS, "task"])]
-    words += same_words(args, ["max_length", "max_target_length", "source_prefix"])
-    words += [*config_words(args, besides=("threshold",)), "--threshold", f"{threshold:g}"]
-    say(args, f"Next: {command_line(*words, '--output_dir', 'smaller', *same_trust(args))}")
+    words = [*_prune_words(args), *config_words(args, besides=("threshold",)), "--threshold", f"{threshold:g}"]
+    say(args, f"Next: {command_line(*words, '--output_dir', 'smaller')}")

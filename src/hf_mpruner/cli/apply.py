@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from .output import add_format, command_line, say, show
@@ -108,7 +109,7 @@ def cut_once_(model: PreTrainedModel, plan: PruningPlan, args: argparse.Namespac
         after=Measurement(*parameters_after(model, {})),
         verdict="unjudged",
         reason="a plan was applied: nothing was trained or measured",
-        criterion=str(evidence.get("criterion", "cka")),
+        **_scored(evidence),
         merged={path: stack["merged"] for path, stack in plan.to_dict()["stacks"].items() if "merged" in stack},
     )
     record = PruningRecord(
@@ -121,6 +122,15 @@ def cut_once_(model: PreTrainedModel, plan: PruningPlan, args: argparse.Namespac
         stopped="a plan was applied, without training",
     )
     return PruningReport(record)
+
+
+def _scored(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """What a criterion said of the layers, as a round holds it; nothing of a plan that is not by one."""
+    said = {key: evidence[key] for key in ("criterion", "title", "scores", "cost") if key in evidence}
+    if not isinstance(said.get("criterion"), str) or not isinstance(said.get("scores"), Mapping):
+        return {}
+    scores = {path: {"layers": list(range(len(one["values"]))), **one} for path, one in said["scores"].items()}
+    return {"criterion": said["criterion"], "scores": {**said, "scores": scores}}
 
 
 def load_whole(args: argparse.Namespace, config: PreTrainedConfig) -> PreTrainedModel:

@@ -57,14 +57,19 @@ def read_config(args: argparse.Namespace, **defaults: Any) -> PruningConfig:
     """The config that was asked for: defaults, then what `--config` or the flags say.
 
     Raises:
-        UsageError: for a value that `PruningConfig` refuses.
+        UsageError: for a value that `PruningConfig` refuses, or a criterion that there is not.
     """
     names = [field.name for field in dataclasses.fields(PruningConfig)]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
-        return PruningConfig(**{**defaults, **given})
+        config = PruningConfig(**{**defaults, **given})
+        if not config.plans_by_threshold:
+            from hf_mpruner.criteria import find_criterion
+
+            find_criterion(config.criterion)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+    return config
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:

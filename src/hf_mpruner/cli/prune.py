@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   hf-mpruner prune MODEL --dataset images/ --recovery_epochs 2 --learning_rate 2e-5 --output_dir smaller
   hf-mpruner prune MODEL --dataset rows.csv --train_split 'train[:80%]' --eval_split 'train[80%:]' \\
       --recovery_epochs 0 --output_dir smaller
+  hf-mpruner prune MODEL --dataset dair-ai/emotion --criterion greedy_loss --target_num_layers 2 --output_dir smaller
   hf-mpruner prune MODEL --dataset dair-ai/emotion --dry_run"""
 
 USAGE = "hf-mpruner prune MODEL --dataset DATASET --output_dir DIR ..."
@@ -36,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("what trains, chooses and judges")
     data.add_argument("--train_split", default="train", help="trains between the rounds (default: train)")
     data.add_argument("--eval_split", default="validation", help="judges every round (default: validation)")
-    data.add_argument(
-        "--calibration_split", help="similarity is measured on a sample of it (default: the train split)"
-    )
+    data.add_argument("--calibration_split", help="layers are chosen on a sample of it (default: the train split)")
     training = parser.add_argument_group("recovery training", "names and meaning as in TrainingArguments")
     training.add_argument("--learning_rate", type=float, default=5e-5, help="default: 5e-5")
     training.add_argument("--batch_size", type=int, default=16, help="examples a device and step (default: 16)")
@@ -111,10 +110,11 @@ def _write(args: argparse.Namespace, config: PruningConfig, inputs: Inputs, repo
         values={"output_dir": args.output_dir, "plan": report.plan.to_dict(), "report": report.to_dict()},
         quiet=args.output_dir,
     )
+    lower = "a lower --threshold or " if config.plans_by_threshold else ""
     if not report.plan.num_removed:
         say(
             args,
-            f"No layer was removed: {report.record.stopped}. Try a lower --threshold or a larger --max_metric_drop.",
+            f"No layer was removed: {report.record.stopped}. Try {lower}a larger --max_metric_drop.",
         )
     say(args, f"Wrote {folder}. Load it: {inputs.task.auto_class}.from_pretrained({args.output_dir!r})")
     say(args, f"Next: {command_line('inspect', args.output_dir, *same_trust(args))}")
@@ -152,13 +152,18 @@ def _check(args: argparse.Namespace, config: PruningConfig) -> None:
 
 
 def _dry_run(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> int:
+    from . import scores
     from .measure import chosen_stacks, measure, suggest
 
     model = inputs.model
     stacks = chosen_stacks(model, config)
     data = (inputs.calibration, inputs.processing_class, inputs.columns)
-    matrices = measure(model, *data, config, stacks, inputs.task, inputs.settings)
-    plan = suggest(args.model, model, matrices, stacks, config)
+    if config.plans_by_threshold:
+        matrices = measure(model, *data, config, stacks, inputs.task, inputs.settings)
+        plan = suggest(args.model, model, matrices, stacks, config)
+    else:
+        scores.check_alone(config, "Leave --dry_run out.")
+        plan = scores.score(args.model, model, *data, config, stacks, inputs.task, inputs.settings).plan
     preview = plan.preview(model)
     values = {"plan": plan.to_dict(), "preview": dataclasses.asdict(preview)}
     show(args, table=str(preview), values=values, quiet=str(plan))
@@ -172,6 +177,7 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
     from hf_mpruner.metric import strip_prefix
     from hf_mpruner.oneshot import prune_
 
+    from .scores import purpose_of
     from .training import make_trainer, rehearse
 
     trains = config.recovery_epochs > 0
@@ -179,8 +185,9 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
         judge = inputs.prepare(inputs.judge, "judge")
         train = inputs.prepare(inputs.train, "train") if trains else None
         sample = draw_sample(inputs.calibration, config.calibration_samples, config.seed)
-        calibration = inputs.prepare(sample, "calibration")
-    parts = [f"similarity is measured on {len(calibration):,} examples", f"{len(judge):,} judge"]
+        calibration = inputs.prepare(sample, purpose_of(config))
+    how = "similarity is measured" if config.plans_by_threshold else f"layers are scored by {config.criterion}"
+    parts = [f"{how} on {len(calibration):,} examples", f"{len(judge):,} judge"]
     say(args, ", ".join([*([] if train is None else [f"{len(train):,} train"]), *parts]) + ".")
     if args.eval_split in (args.train_split if trains else None, args.calibration_split or args.train_split):
         say(

@@ -169,6 +169,7 @@ def to_table(scored: Scored, model: PreTrainedModel) -> str:
             ]
             for layer, value in enumerate(scores.values)
         ]
-        parts.append(f"{path}: {scored.criterion.name}{title}; the lowest go first\n")
+        which = "those that are removed first go" if place else "the lowest go first"
+        parts.append(f"{path}: {scored.criterion.name}{title}; {which}\n")
         parts.append(align(header, rows, right=[0, 1]) + "\n")
     return "\n".join([*parts, str(scored.plan.preview(model)), "cost: " + cost_in_words(scored.plan.evidence["cost"])])

@@ -1,0 +1,157 @@
+"""Criteria and numbers of layers on the command line: the whole road, a dry run, an analysis and its plan, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertForSequenceClassification
+
+from hf_mpruner.cli import main
+from hf_mpruner.plan import PruningPlan
+from hf_mpruner.report import PruningReport
+from text_kit import lines, make_tokenizer
+
+STACK = "bert.encoder.layer"
+QUICK = ["--calibration_samples", "16", "--calibration_batch_size", "8", "--max_metric_drop", "1"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    tokenizer = make_tokenizer(pairs=True)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_hidden_layers=4, **sizes))
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [{"text": line, "label": i % 2} for i, line in enumerate(lines())]
+    (folder / "data").mkdir()
+    Dataset.from_list(rows[:24]).to_csv(folder / "data" / "train.csv", index=False)
+    Dataset.from_list(rows[24:40]).to_csv(folder / "data" / "validation.csv", index=False)
+    Dataset.from_list([{"text": row["text"]} for row in rows]).to_csv(folder / "unlabelled.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("criterion", "recovery_epochs"), [("greedy_loss", 1), ("block_influence", 0), ("metric_drop", 1), ("loss", 0)]
+)
+def test_prune_takes_the_whole_road(criterion, recovery_epochs, world, tmp_path, run):
+    out = tmp_path / "smaller"
+    result = run(
+        "prune", world / "model", "--dataset", world / "data", "--criterion", criterion, "--target_num_layers", 2,
+        "--recovery_epochs", recovery_epochs, "--output_dir", out, *QUICK,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert f"layers are scored by {criterion} on 16 examples" in result.err
+    report = PruningReport.load(out)
+    assert report.record.stopped == "target reached"
+    assert len(BertForSequenceClassification.from_pretrained(out).get_submodule(STACK)) == 2
+    (round_,) = report.rounds
+    assert round_.scores["criterion"] == round_.criterion == criterion
+    assert f"chosen by `{criterion}`" in (out / "README.md").read_text()
+    assert (out / "plots" / f"scores_round_1_{STACK}.png").is_file()
+    if criterion == "loss":  # one for each layer
+        assert round_.scores["cost"]["forward_passes"] == 4.0
+
+
+def test_an_analysis_prints_scores_and_a_plan_that_apply_takes(world, tmp_path, run):
+    where = ["--dataset", world / "data", "--target_num_layers", 2, "--layers_per_round", 1, *QUICK[:4]]
+    table = run(
+        "analyze", world / "model", *where, "--criterion", "greedy_loss", "--output_dir", tmp_path / "analysis"
+    )
+    assert table.code == 0, table.err
+    assert f"{STACK}: greedy_loss" in table.out
+    assert table.out.count("  goes") == 2
+    assert table.out.count("  stays") == 2
+    assert "cost: 7 forward passes over the calibration data" in table.out  # four layers, then three
+    assert "4 -> 2 layers, without" in table.out
+    assert sorted(file.name for file in (tmp_path / "analysis").iterdir()) == [
+        "pruning_plan.json", "scores.json", f"scores_{STACK}.png",
+    ]  # fmt: skip
+    assert "--threshold" not in table.err
+    values = json.loads(run("analyze", world / "model", *where, "--criterion", "greedy_loss", "--format", "json").out)
+    plan = PruningPlan.from_pretrained(tmp_path / "analysis")
+    assert values["plan"]["stacks"] == plan.to_dict()["stacks"]
+    assert values["scores"][STACK]["order"] == sorted(
+        plan.stacks[STACK].removed, key=values["scores"][STACK]["order"].index
+    )
+    applied = run("apply", world / "model", "--plan", tmp_path / "analysis", "--output_dir", tmp_path / "smaller")
+    assert applied.code == 0, applied.err
+    (round_,) = PruningReport.load(tmp_path / "smaller").rounds
+    assert round_.criterion == "greedy_loss"
+    assert round_.scores["scores"][STACK]["values"] == values["scores"][STACK]["values"]
+    card = (tmp_path / "smaller" / "README.md").read_text()
+    assert "chosen by `greedy_loss`" in card
+    assert "CKA)" not in card
+
+
+def test_an_analysis_by_cka_has_its_matrix_and_without_a_number_its_thresholds(world, tmp_path, run):
+    where = ["--dataset", world / "data", *QUICK[:4]]
+    by_number = run(
+        "analyze", world / "model", *where, "--target_num_layers", 3, "--output_dir", tmp_path / "analysis"
+    )
+    assert by_number.code == 0, by_number.err
+    assert {"similarity_bert.encoder.layer.json", "scores.json"} <= {f.name for f in (tmp_path / "analysis").iterdir()}
+    assert "threshold" in run("analyze", world / "model", *where).out
+
+
+def test_a_dry_run_shows_the_first_round_and_writes_nothing(world, tmp_path, run):
+    words = ["--dataset", world / "data", "--target_num_layers", 1, "--layers_per_round", 2, "--dry_run", *QUICK]
+    result = run("prune", world / "model", *words, "--criterion", "tail", "--format", "quiet")
+    assert (result.code, result.out) == (0, f"{STACK}: 4 -> 2 layers, without 2-3\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--criterion", "greedy_los", "--target_num_layers", "2"], 2, "Did you mean 'greedy_loss'? Known criteria: "),
+        (["--criterion", "loss"], 2, "does not say how many go: pass target_num_layers=6"),
+        (["--criterion", "loss", "--target_num_layers", "9"], 2, "'bert.encoder.layer' has only 4 layers"),
+        (["--criterion", "tail", "--target_num_layers", "1", "--protect", "0", "1"], 2, "so at most 2 can go"),
+        (
+            ["--criterion", "metric_drop", "--target_num_layers", "2"],
+            2,
+            "nothing evaluates here. hf-mpruner prune can.",
+        ),
+    ],
+)
+def test_analyze_refuses(words, code, message, world, run):
+    result = run("analyze", world / "model", "--dataset", world / "data", *words, *QUICK[:4])
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err
+
+
+def test_prune_refuses_before_anything_is_trained(world, tmp_path, run):
+    where = ["prune", world / "model", "--dataset", world / "data", "--output_dir", tmp_path / "out"]
+    unknown = run(*where, "--criterion", "nothing", "--target_num_layers", 2)
+    assert unknown.code == 2
+    assert "Known criteria" in unknown.err
+    too_few = run(*where, "--criterion", "tail", "--target_num_layers", 2, "--protect", "0", "1", "2", *QUICK)
+    assert too_few.code == 1
+    assert "so at most 1 can go" in too_few.err
+    unlabelled = run("analyze", world / "model", "--dataset", world / "unlabelled.csv", "--split", "train",
+                     "--criterion", "loss", "--target_num_layers", 2)  # fmt: skip
+    assert unlabelled.code == 2
+    assert not (tmp_path / "out").exists()
