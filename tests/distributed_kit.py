@@ -131,6 +131,36 @@ def life(folder, metric, *, ranks=1, checkpoint=None, train=True):
     return trainer, callback
 
 
+CRITERIA = (
+    "cka", "cka_segments", "block_influence", "angular", "relative_magnitude", "magnitude", "taylor", "loss",
+    "greedy_loss", "output_change", "laco", "mka", "tail", "alternate", "random",
+)  # fmt: skip
+
+
+def scored_run(criterion, folder, *, ranks=1, **arguments):
+    """One cut of six layers to three by a criterion, of a model whose layers differ; what must not depend on the processes."""
+    model = bert()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    trainer = build_trainer(
+        model, folder, lambda _: {"accuracy": 0.9}, per_device_train_batch_size=8 // ranks, num_train_epochs=2,
+        optim="sgd", learning_rate=1e-4, average_tokens_across_devices=False, **arguments,
+    )  # fmt: skip
+    callback = add(
+        trainer, criterion=criterion, target_num_layers=3, max_rounds=1, calibration_batch_size=6, start_epoch=1,
+    )  # fmt: skip
+    trainer.train()
+    (round_,) = callback.record.rounds
+    scores = round_.scores["scores"][STACK]
+    return {
+        "kept": round_.kept[STACK], "values": scores["values"], "merged": round_.merged.get(STACK, {}),
+        "cost": [round_.scores["cost"][key] for key in ("forward_passes", "backward_passes")],
+        "weights": {name: full(param.detach()).abs().mean().item() for name, param in model.named_parameters()},
+    }  # fmt: skip
+
+
 def failure(run):
     """Class and text of what `run` raises."""
     try:

@@ -274,8 +274,10 @@ class Trials:
         key = tuple((layer, tuple(sorted(terms.items()))) for layer, terms in layers)
         if key not in self._values:
             sums = {layer: terms for layer, terms in layers if len(terms) > 1}
+            self.inputs.runtime.before_edit()  # a forward pass under FSDP leaves some weights whole, beside the real ones
             with merged_weights(self.inputs.model, {self.stack.path: sums}):
                 states = self._run(removed_of(layers, self.stack.depth))
+                self.inputs.runtime.before_edit()
             self._values[key] = _mean_cosine(self._whole, states)
         return self._values[key]
 

@@ -72,9 +72,12 @@ def each_pass(inputs: CriterionInputs, visit: Callable[[BlockPass], None], what:
     ran: Counter[tuple[str, int]] = Counter()
     padding: dict[str, Tensor | None] = {}
     pending: dict[tuple[str, int], Tensor] = {}
+    running_again: list[bool] = []
 
     def before(place: tuple[str, int]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if running_again:
+                return
             # A copy: blocks may add to their input in place.
             pending[place] = given_states(args, kwargs, ".".join(map(str, place)))[0].detach().clone()
 
@@ -82,16 +85,22 @@ def each_pass(inputs: CriterionInputs, visit: Callable[[BlockPass], None], what:
 
     def after(place: tuple[str, int]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if running_again:
+                return
             ran[place] += 1
             name = ".".join(map(str, place))
             got, out = pending.pop(place), hidden_states(output, name).detach()
 
             def again(states: Tensor) -> Tensor:
                 key = given_states(args, kwargs, name)[1]
-                if isinstance(key, int):
-                    changed = module.forward(*args[:key], states, *args[key + 1 :], **kwargs)
-                else:
-                    changed = module.forward(*args, **{**kwargs, key: states})
+                running_again.append(True)
+                try:  # the module and not its forward: FSDP's hooks bring the weights together
+                    if isinstance(key, int):
+                        changed = module(*args[:key], states, *args[key + 1 :], **kwargs)
+                    else:
+                        changed = module(*args, **{**kwargs, key: states})
+                finally:
+                    running_again.clear()
                 return as_positions(hidden_states(changed, name).detach())
 
             mask = _mask(padding[place[0]], out, name)
