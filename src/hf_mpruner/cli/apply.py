@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         values={"output_dir": args.output_dir, "plan": plan.to_dict(), "report": report.to_dict()},
         quiet=args.output_dir,
     )
-    say(args, f"Wrote {folder}. The weights are those of '{args.model}': nothing was trained or measured since.")
+    kept = "Weights are merged as the plan says, the others are" if plan.merged else "The weights are"
+    say(args, f"Wrote {folder}. {kept} those of '{args.model}': nothing was trained or measured since.")
     if processor is None:
         say(args, f"'{args.model}' has no tokenizer or image processor beside it, so there is none here either.")
     say(args, f"Next: {command_line('inspect', args.output_dir, *same_trust(args))}")

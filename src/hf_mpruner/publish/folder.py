@@ -212,6 +212,11 @@ def _check_one_run(root: Path, files: tuple[str, ...], plan: PruningPlan, report
             f"'{root}' mixes two runs: {PLAN_NAME} keeps {_short(plan.kept)}, {REPORT_NAME} {_short(report.plan.kept)}. "
             "Write the folder anew, or take the file of the other run out of it."
         )
+    if report.plan.merged != plan.merged:
+        raise PlanMismatchError(
+            f"'{root}' mixes two runs: {PLAN_NAME} and {REPORT_NAME} merge other layers. Write the folder anew, or take the "
+            "file of the other run out of it."
+        )
     if RECORD_NAME in files and PruningRecord.load(root).kept != report.record.kept:
         raise PlanMismatchError(
             f"'{root}' mixes two runs: {RECORD_NAME} and {REPORT_NAME} keep other layers. Write the folder anew."
