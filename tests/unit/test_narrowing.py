@@ -347,6 +347,20 @@ def test_what_no_config_can_express_is_refused_in_words(model, what, reason):
     assert any(reason in refusal for refusal in found.refusals)
 
 
+def test_feed_forwards_inside_of_a_block_that_has_its_own_are_told_apart():
+    sizes = {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16, "num_feedforward_networks": 2}
+    model = transformers.MobileBertModel(transformers.MobileBertConfig(**{**TOKENS, **sizes, "num_hidden_layers": 1}))
+    (group,) = find_widths(model, "neurons").groups
+    written = {unit.path: {part.path for part in unit.slices} - {unit.path} for unit in group.units}
+    layer = "encoder.layer.0"
+    assert written == {
+        f"{layer}.output.dense": {f"{layer}.intermediate.dense"},
+        f"{layer}.ffn.0.output.dense": {f"{layer}.ffn.0.intermediate.dense"},
+    }
+    ids = {"input_ids": torch.tensor([[3, 4, 5]])}
+    apply_width_plan_(model.eval(), draw_plan(model, "neurons", 5), verify="full", inputs=ids)
+
+
 def test_a_width_that_a_config_does_not_take_is_refused_before_anything_changes():
     """Llama wants its width to be a multiple of the number of its heads."""
     model = LlamaForCausalLM(LlamaConfig(**TOKENS))

@@ -62,10 +62,9 @@ def _candidates(blueprint: Blueprint) -> Iterator[tuple[ConfigField, int, Any]]:
             if type(value) is int and value > 1 and value in wanted and not counts_heads(name):
                 yield ConfigField(name, path), value, value
     for path, node in nodes.items():
-        known = {value for value in vars(node).values() if type(value) is int}
         for name, value in vars(node).items():
             if value is None and _is_own(node, name) and not counts_heads(name):
-                for length in sorted(lengths - known, reverse=True):
+                for length in sorted(lengths, reverse=True):
                     yield ConfigField(name, path), length, None
 
 
@@ -162,7 +161,7 @@ def _ratios(blueprint: Blueprint) -> list[str]:
     found = []
     for path, node in config_nodes(blueprint.config).items():
         for name, value in vars(node).items():
-            if type(value) not in (int, float) or not 1 < value <= _LARGEST_RATIO or counts_heads(name):
+            if type(value) not in (int, float) or not 1 < value <= _LARGEST_RATIO or "head" in name:
                 continue
             field = ConfigField(name, path)
             changes = try_values(blueprint, {field: value / 2 if type(value) is float else value - 1})

@@ -63,10 +63,10 @@ def counts_heads(name: str) -> bool:
     Here names narrow, since the size of a head moves the same weights as their number.
 
     Example:
-        >>> [counts_heads(name) for name in ("num_key_value_heads", "n_head", "head_dim", "d_kv")]
-        [True, True, False, False]
+        >>> [counts_heads(name) for name in ("num_key_value_heads", "n_head", "head_dim", "d_head", "d_kv")]
+        [True, True, False, False, False]
     """
-    return re.search(r"heads?(_kv)?$", name) is not None
+    return re.search(r"heads(_kv)?$|(^|_)n(um)?_head(_kv)?$", name) is not None
 
 
 def try_values(
@@ -143,27 +143,33 @@ def group_by_reader(changes: Sequence[AxisChange]) -> dict[str, list[AxisChange]
         By path of the reading module all changes of the unit; or what belongs to no reader.
     """
     readers = [change for change in changes if change.role == "out"]
-    others = [change for change in changes if change.role != "out"]
+    in_block: dict[str, list[AxisChange]] = {}
+    for change in changes:
+        in_block.setdefault(block_of(change.path), []).append(change)
     units: dict[str, list[AxisChange]] = {}
-    for reader in readers:
+    placed: set[AxisChange] = set()
+    for reader in sorted(
+        readers, key=lambda one: -one.path.count(".")
+    ):  # a feed-forward inside of another's block first
         around = block_of(reader.path)
         parts = reader.path.split(".")
         for end in range(len(parts) - 1, around.count("."), -1):
             prefix = ".".join(parts[:end]) + "."
-            near = [other for other in others if f"{other.path}.".startswith(prefix)]
+            left = [one for one in in_block[around] if one not in placed and f"{one.path}.".startswith(prefix)]
+            near = [one for one in left if one.role != "out"]
             if any(one.role == "in" for one in near):
-                beside = [one.path for one in readers if one.path.startswith(prefix)]
+                beside = [one.path for one in left if one.role == "out"]
                 if len(beside) > 1:
                     return f"both '{beside[0]}' and '{beside[1]}' read what '{near[0].full}' writes, or one of the two"
                 units[reader.path] = [*near, reader]
+                placed.update(units[reader.path])
                 break
         else:
             return f"nothing beside '{reader.full}' writes what it reads"
-    placed = [change for unit in units.values() for change in unit]
     for change in changes:
-        if placed.count(change) != 1:
+        if change not in placed:
             return f"'{change.full}' is set by it, too"
-    return units
+    return {reader.path: units[reader.path] for reader in readers}
 
 
 def kind_of(model: nn.Module, change: AxisChange) -> str:
