@@ -44,6 +44,8 @@ METHODS = ("mipp", "cka", "l1", "random", "mipp_global", "l1_global")
 # What no cell depends on.
 NOT_SETTINGS = ("output_dir", "processes", "seeds", "neural_seeds")
 KINDS = ("mlp", "cnn")
+# With `mipp_neural` at the widths that it chose.
+RIVALS = ("mipp", "cka", "l1", "random")
 WHENS = ("after training", "before training")
 # Cell name to what each amount gave.
 Found = dict[str, list[dict[str, Any]]]
@@ -129,13 +131,17 @@ def prune(
     model: nn.Module,
     layers: Sequence[PlainLayer],
     method: str,
-    amount: float,
+    amount: float | Mapping[str, int],
     x: torch.Tensor,
     seed: int,
     settings: Mapping[str, Any],
 ) -> None:
-    """Mask neurons by one method: a fraction of all, or of `mipp_neural` as many as its confidence says."""
+    """Mask neurons by one method: a fraction, a number of each layer, or of `mipp_neural` as its confidence says."""
     inputs = layer_inputs(model, layers, x.split(500), settings["grid"], seed)
+    if isinstance(amount, Mapping):
+        orders = sweep_layers(find_neuron_criterion(method), inputs, amount)
+        mask_all(model, {name: order.order for name, order in orders.items()})
+        return
     number = round(amount * sum(one.num_neurons for one in inputs))
     if method == "mipp_global":
         mask_all(model, least_informative(inputs, number, settings["bisections"]))
@@ -144,9 +150,8 @@ def prune(
         orders = sweep_layers(NeuralMIPP(amount, fit, max_fraction=1.0), inputs)
         mask_all(model, {name: order.order for name, order in orders.items()})
     elif not method.endswith("_global"):
-        amounts = {one.layer: min(round(amount * one.num_neurons), one.num_neurons - 1) for one in inputs}
-        orders = sweep_layers(find_neuron_criterion(method), inputs, amounts)
-        mask_all(model, {name: order.order for name, order in orders.items()})
+        numbers = {one.layer: min(round(amount * one.num_neurons), one.num_neurons - 1) for one in inputs}
+        prune(model, layers, method, numbers, x, seed, settings)
     else:
         criterion = find_neuron_criterion(method.removesuffix("_global"))
         mask_all(model, lowest_of_all({one.layer: criterion.order(one).values for one in inputs}, number))
@@ -167,7 +172,14 @@ def run(
     whole, layers = build(kind, settings)
     after = when == "after training"
     uncut = fit(whole, settings["epochs"]) if after else fit(copy.deepcopy(whole), settings["epochs"])
+    again = settings["epochs_again"] if after else settings["epochs"]
     full, found = widths(whole, layers), []
+
+    def rival(name: str, left: Mapping[str, int]) -> float:
+        model = copy.deepcopy(whole)
+        prune(model, layers, name, {key: full[key] - left[key] for key in full}, train.x, seed, settings)
+        return fit(model, again)
+
     for amount in amounts:
         model = copy.deepcopy(whole)
         started = time.perf_counter()
@@ -184,8 +196,9 @@ def run(
                 "smallest": min(left[name] / full[name] for name in full),
                 "neurons_in_smallest": min(left.values()),
                 "before": digits.evaluate(model, test)[1],
-                "accuracy": fit(model, settings["epochs_again"] if after else settings["epochs"]),
+                "accuracy": fit(model, again),
                 "seconds": seconds,
+                "rivals": {name: rival(name, left) for name in RIVALS} if method == "mipp_neural" else {},
             }
         )
     return found
@@ -223,6 +236,12 @@ def judge(found: Found, settings: Mapping[str, Any]) -> list[Claim]:
             )
     for when in WHENS:
         cells = [found[cell("mlp", when, seed, "mipp_neural")] for seed in range(settings["neural_seeds"])]
+        for other in RIVALS:
+            note = "" if other == "l1" else "Not in the paper: "
+            claim(
+                f"{note}`mipp_neural` keeps more accuracy than `{other}` at the widths that it chose: mlp, pruned {when}",
+                [statistics.fmean(at["accuracy"] - at["rivals"][other] for at in one) for one in cells],
+            )
         words = f"A confidence of {settings['confidences'][-1]} removes more than one of {settings['confidences'][0]}"
         claim(
             f"{words} (`mipp_neural`, {when}), neurons removed",
@@ -267,10 +286,20 @@ def section(
     for key, curve in curves.items():
         plot_lines(folder / f"{name}_{key}.png", curve, ("neurons removed, %", titles[key]), f"{kind}, pruned {when}")
         pictures += f"\n![{titles[key]}]({name}_{key}.png)"
+    rivals = ""
+    if kind == "mlp":
+        cells = [found[cell(kind, when, seed, "mipp_neural")] for seed in range(settings["neural_seeds"])]
+        lines = [
+            [of[0]["amount"], in_words([one["sparsity"] for one in of]), in_words([one["accuracy"] for one in of])]
+            + [in_words([one["rivals"][name] for one in of]) for name in RIVALS]
+            for of in zip(*cells, strict=True)
+        ]
+        rivals = "Accuracy at the widths that `mipp_neural` chose, %:\n\n"
+        rivals += table(["confidence", "removed, %", "mipp_neural", *RIVALS], lines) + "\n"
     uncut = in_words([found[cell(kind, when, seed, "mipp")][0]["uncut"] for seed in range(settings["seeds"])])
     heads = ["method", "asked", "removed, %", "parameters left, %", "accuracy untrained, %", "accuracy, %"]
     heads += ["smallest layer, % left", "its neurons", "seconds to choose"]
-    return f"{kind}, pruned {when}", f"Uncut: {uncut} %.\n\n{table(heads, rows)}\n{pictures}", figures
+    return f"{kind}, pruned {when}", f"Uncut: {uncut} %.\n\n{table(heads, rows)}\n\n{rivals}{pictures}", figures
 
 
 def main() -> None:
