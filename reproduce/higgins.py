@@ -247,6 +247,7 @@ def main() -> None:
     )
     parser.add_argument("--validation", type=int, default=300)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # as the processes that compute the cells have it
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "processes", "seeds")}
     seeds = range(args.seeds)
     jobs = {f"seed{seed}-{method}": (run, (seed, method, settings)) for seed in seeds for method in METHODS}

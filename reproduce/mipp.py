@@ -328,6 +328,7 @@ def main() -> None:
     parser.add_argument("--fit_epochs_per_neuron", type=int, default=20)
     parser.add_argument("--fit_patience", type=int, default=5)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # as the processes that compute the cells have it
     settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     jobs = {}
     for kind in KINDS:

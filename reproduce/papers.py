@@ -206,6 +206,8 @@ def plot_lines(
     axes.set_title(title, fontsize=10)
     if log_x:
         axes.set_xscale("log")
+    if not log_x and all(float(x).is_integer() for points in series.values() for x in points):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     # Without a date and the library's version the same figures give the same file.
