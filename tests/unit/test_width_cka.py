@@ -121,5 +121,6 @@ def test_through_the_criteria() -> None:
         assert len(held.kept()) == 7
     with pytest.raises(ValueError, match="greedy, one_shot"):
         greedy_cka_order(x, 1, mode="fast")
-    with pytest.raises(ValueError, match="'fc1' would go"):
-        greedy_cka_order(x, 14, layer="fc1")
+    for wrong, message in ((14, "'fc1' would go"), (1.0, "'fc1' would go"), (1.5, "no fraction"), (-1, "negative")):
+        with pytest.raises(ValueError, match=message):
+            greedy_cka_order(x, wrong, layer="fc1")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_mpruner.errors import CalibrationError
-from hf_mpruner.width.base import NeuronCriterion, NeuronInputs, NeuronOrder, check_survivors
+from hf_mpruner.width.base import NeuronCriterion, NeuronInputs, NeuronOrder, check_survivors, number_of
 from hf_mpruner.width.moments import Moments
 
 MODES = ("greedy", "one_shot")
@@ -15,7 +15,7 @@ TIE = 1e-13
 
 
 def greedy_cka_order(
-    activations: Tensor | Moments, number: int | None = None, mode: str = "greedy", layer: str = "layer"
+    activations: Tensor | Moments, number: float | int | None = None, mode: str = "greedy", layer: str = "layer"
 ) -> tuple[Tensor, Tensor]:
     r"""Which neurons go, so that linear CKA between the layer with all and with the remaining neurons stays highest.
 
@@ -29,7 +29,7 @@ def greedy_cka_order(
     Args:
         activations (`torch.Tensor` or `Moments`): `(samples, neurons)`; or `(samples, channels, positions)`, whose
             positions count as samples; or moments, whose columns of one neuron go together.
-        number (`int`, *optional*): how many go. Default: all but one.
+        number (`int`, or `float` for a fraction, *optional*): how many go. Default: all but one.
         mode (`str`): `"greedy"` judges the others again after each removal, as the paper's text says. `"one_shot"` ranks
             all by the CKA without that one neuron alone: what the published code does, since it starts each step from the
             activations of all neurons.
@@ -40,7 +40,7 @@ def greedy_cka_order(
         (greedy: for a removed one, at its removal; for the others, of going next).
 
     Raises:
-        ValueError: for another mode, or if no neuron would stay.
+        ValueError: for another mode, a negative number, or if no neuron would stay.
         CalibrationError: if every neuron's output is constant, or values are not finite.
 
     Example:
@@ -53,7 +53,7 @@ def greedy_cka_order(
         raise ValueError(f"mode='{mode}' is not known: pass one of {', '.join(MODES)}.")
     squares = _squared_covariances(activations)
     neurons = len(squares)
-    number = neurons - 1 if number is None else number
+    number = neurons - 1 if number is None else number_of(number, neurons, layer)
     check_survivors(number, neurons, layer)
     whole = squares.sum(1)
     total = whole.sum()
