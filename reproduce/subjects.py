@@ -78,7 +78,7 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", type=int, help="training examples (default: all)")
     parser.add_argument("--test", type=int, help="examples of test and of validation, each (default: all)")
     parser.add_argument("--epochs", type=int, help="of the uncut model (default: 20 resnet, 12 text, 3 with --model)")
-    parser.add_argument("--max_length", type=int, default=64, help="text: tokens of an example (default: 64)")
+    parser.add_argument("--max_length", type=int, help="text: tokens of an example (default: 32, or 64 with --model)")
 
 
 def make_subject(args: argparse.Namespace) -> Subject:
@@ -227,6 +227,7 @@ def _text(args: argparse.Namespace) -> Subject:
     """Docstrings by package, or what --model and --data name."""
     if bool(args.model) != bool(args.data):
         sys.exit("Pass --model and --data together, or neither.")
+    args.max_length = args.max_length or (64 if args.model else 32)
     if args.model:
         loaded = load_data(args.data)
         raw = _few(DatasetDict(loaded), args)
