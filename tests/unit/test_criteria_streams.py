@@ -325,6 +325,14 @@ def test_what_cannot_be_measured_is_refused_by_name(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_block_whose_input_is_zero_everywhere_has_no_direction(name: str) -> None:
+    """Queries of detectors are zero before the first block."""
+    found = toy_scores(name, Toy(), {"states": torch.zeros(2, 4, 6)})
+    assert (found.values[0] is None) == (name != "relative_magnitude")
+    assert None not in found.values[1:]
+
+
 @pytest.mark.parametrize("seed", range(25))
 def test_no_run_is_closer(seed: int) -> None:
     draw = random.Random(seed)

@@ -111,7 +111,7 @@ class _Distances:
         known = self._counts > 0
         if not known.any():
             raise CalibrationError(
-                f"No two places of '{path}' could be compared: their states are zero, or everything is padding. Use other "
+                f"No two places of '{path}' could be compared: everything is padding, or all states are zero. Use other "
                 "examples."
             )
         mean = torch.where(known, self._sums / self._counts.clamp(min=1), 1.0).triu(1)

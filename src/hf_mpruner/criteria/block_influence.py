@@ -15,7 +15,8 @@ class BlockInfluence(Criterion):
 
     The mean is over all real positions of all calibration data, each one term: long examples weigh more than short ones,
     padding weighs nothing, and how the data is batched changes nothing. Positions whose input or output is zero in
-    every feature have no direction and are left out. Blocks that change the shape have no score.
+    every feature have no direction and are left out. Blocks that change the shape, or have no position with a
+    direction, have no score.
     """
 
     name = "block_influence"

@@ -137,21 +137,23 @@ def mean_over_positions(
 
     Returns:
         `dict[str, list]`: for each stack path one mean a layer over all real positions of all batches, each one term;
-        `None` for blocks that change the shape.
+        `None` for blocks that change the shape, and for those with no position that has a value (queries that are zero
+        before the first block).
 
     Raises:
-        CalibrationError: for NaN or infinite hidden states, or a block with no position that has a value.
+        CalibrationError: for NaN or infinite hidden states, or if everything is padding.
     """
     sums = {(stack.path, layer): [0.0, 0] for stack in inputs.stacks for layer in range(stack.depth)}
-    changing: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int]] = set()
 
     def visit(block: BlockPass) -> None:
         place = (block.path, block.layer)
         if not block.is_same_shape:
-            changing.add(place)
+            seen.add(place)
             return
         before, after = block.real(block.before), block.real(block.after)
         check_finite(block, before, after)
+        seen.update([place] if len(before) else [])
         values = function(before, after).cpu().double()
         known = values[~values.isnan()]
         sums[place][0] += float(known.sum())
@@ -159,19 +161,12 @@ def mean_over_positions(
 
     for _ in each_pass(inputs, visit, what):
         pass
-    for (path, layer), (_, count) in sums.items():
-        if not count and (path, layer) not in changing:
-            raise CalibrationError(
-                f"{path}.{layer} gives no position of the calibration data that can be measured: its states are zero, or "
-                "everything is padding. Use other examples."
-            )
-    return {
-        stack.path: [
-            None if (stack.path, layer) in changing else sums[stack.path, layer][0] / sums[stack.path, layer][1]
-            for layer in range(stack.depth)
-        ]
-        for stack in inputs.stacks
-    }
+    for path, layer in sums.keys() - seen:
+        raise CalibrationError(
+            f"{path}.{layer} has no real position on the calibration data: everything is padding. Use other examples."
+        )
+    means = {place: total / count if count else None for place, (total, count) in sums.items()}
+    return {stack.path: [means[stack.path, layer] for layer in range(stack.depth)] for stack in inputs.stacks}
 
 
 def check_finite(block: BlockPass, *states: Tensor) -> None:
