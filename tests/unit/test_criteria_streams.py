@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -189,6 +192,23 @@ def test_images_have_patches_or_pixels_as_positions(name: str) -> None:
     before, after = (states.permute(0, 2, 3, 1).reshape(-1, 8) for states in seen[0])
     rows = [(a, b) for a, b in zip(before, after, strict=True) if a.any() and b.any()]
     assert first.values[1] == pytest.approx(expected(name, rows), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [*MEASURES, "cka"])
+def test_the_padding_of_texts_is_none_of_the_images_beside_them(name: str) -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**sizes, "num_hidden_layers": 3, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+    images = {**sizes, "num_hidden_layers": 2, "image_size": 8, "patch_size": 4}
+    model = make(lambda: CLIPModel(CLIPConfig(text_config=text, vision_config=images, projection_dim=8)))
+    torch.manual_seed(0)
+    batch = {**padded(examples()), "pixel_values": torch.randn(4, 3, 8, 8)}
+    found = measure(name, model, [batch])
+    pixels = CLIPVisionModel(model.config.vision_config)
+    pixels.load_state_dict(model.vision_model.state_dict())
+    (alone,) = measure(name, pixels, [{"pixel_values": batch["pixel_values"]}]).values()
+    known = slice(1, None) if name == "cka" else slice(None)
+    assert found["vision_model.encoder.layers"].values[known] == pytest.approx(alone.values[known], rel=1e-5)
+    assert len(found["text_model.encoder.layers"].values) == 3
 
 
 @pytest.mark.parametrize("name", MEASURES)

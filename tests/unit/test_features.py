@@ -393,6 +393,10 @@ def test_which_mask_belongs_to_which_stack(t5: nn.Module, make_bert: Callable[..
     assert padding_mask(t5, "decoder.block", {"attention_mask": attention, "decoder_input_ids": own}) is None
     assert padding_mask(t5, "decoder.block", {}) is None
     assert padding_mask(nn.Identity(), "decoder.layers", batch) is attention
+    both = {**batch, "pixel_values": torch.rand(2, 3, 4, 4)}
+    assert padding_mask(nn.Identity(), "text_model.encoder.layers", both) is attention
+    assert padding_mask(nn.Identity(), "vision_model.encoder.layers", both) is None
+    assert padding_mask(nn.Identity(), "model.visual.blocks", {**both, "pixel_mask": own}) is own
 
 
 def test_a_mask_longer_than_the_output_is_reduced() -> None:

@@ -17,7 +17,8 @@ def padding_mask(model: nn.Module, path: str, batch: Mapping[str, Tensor]) -> Te
 
     Encoders and decoder-only models: `attention_mask`. Decoder of an encoder-decoder model: `decoder_attention_mask`, else
     the positions of `labels` that are not -100, else, when the model makes decoder inputs by shifting `input_ids`, the
-    `attention_mask` shifted likewise behind the start token.
+    `attention_mask` shifted likewise behind the start token. Vision towers beside a text model (CLIP): the mask of the
+    pixels, if there is one; `attention_mask` is about the text.
 
     Args:
         model (`torch.nn.Module`): its config says whether it is an encoder-decoder model.
@@ -27,6 +28,9 @@ def padding_mask(model: nn.Module, path: str, batch: Mapping[str, Tensor]) -> Te
     Returns:
         `torch.Tensor`, *optional*: true where a position is real; the shape is not checked here.
     """
+    if "pixel_values" in batch and any(part.startswith(("vision", "visual")) for part in path.split(".")):
+        masks = (batch.get(name) for name in ("pixel_attention_mask", "pixel_mask", "aspect_ratio_mask"))
+        return next((mask for mask in masks if mask is not None), None)
     attention = batch.get("attention_mask")
     encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if not encoder_decoder or "decoder" not in path.split("."):
