@@ -637,6 +637,21 @@ def test_a_plan_there_and_back(hub, client):
         hub.store.repo("ann/new-plan").files()[PLAN_NAME]
 
 
+def push_and_load_width_plan(repo_id):
+    """What the Hub's plan keeps, once it is there."""
+    from hf_mpruner import WidthPlan
+    from hf_mpruner.plan import UnitPlan
+
+    WidthPlan({"encoder.layer.0.output.dense": UnitPlan(4, (0, 3))}, "bert").push_to_hub(repo_id)
+    return WidthPlan.from_pretrained(repo_id).kept
+
+
+def test_a_width_plan_there_and_back(hub, client):
+    repo = hub.add_repo("ann/width", {"config.json": b"{}"})
+    assert client.call(push_and_load_width_plan, repo_id="ann/width") == {"encoder.layer.0.output.dense": [0, 3]}
+    assert "width_plan.json" in repo.files()
+
+
 def test_a_plan_with_a_local_path_stays_here(hub, client):
     mark, place = hub.journal.mark(), f"{client.home}/bert"
     failure = client.fails(push_plan, repo_id="ann/leak", source_model=place)

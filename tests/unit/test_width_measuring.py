@@ -231,6 +231,7 @@ def test_only_the_asked_values_are_lowered():
         ({"criterion": "ckaa"}, ValueError, r"'ckaa' is not known. Did you mean 'cka'\? Known neuron criteria: cka, "),
         ({"what": "layers"}, ValueError, "what='layers' is not known: pass one of 'neurons', 'heads'"),
         ({"what": "heads"}, UnsupportedArchitectureError, r"divides a width among the heads(.|\n)*masked instead"),
+        ({"fraction": None}, ValueError, "'cka' does not say how many go"),
         ({"multiple_of": 0}, ValueError, "no whole number from 1"),
         ({"criterion": "cka", "calibration": None}, CalibrationError, "pass calibration=dataset"),
         ({"calibration": []}, CalibrationError, "The calibration data is empty"),
@@ -260,3 +261,21 @@ def test_a_plan_of_a_call_is_replayed_on_a_fresh_model(tmp_path):
     for one, other in zip(model.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(one, other)
     assert "24 -> 14 in each of 2 layers" in str(report)
+
+
+def test_mipp_decides_how_many_and_the_layer_that_keeps_most_counts():
+    """Six dead neurons in one layer and three in the other: three go, of the six some."""
+    model = bert()
+    dead = [(1, 5, 8, 13, 17, 20), (0, 2, 3)]
+    with torch.no_grad():
+        for layer, neurons in zip(model.bert.encoder.layer, dead, strict=True):
+            layer.intermediate.dense.weight[list(neurons)] = 0.0
+            layer.intermediate.dense.bias[list(neurons)] = -50.0
+    report = prune_width_(
+        model, None, criterion="mipp", calibration=list(padded(examples(200))), calibration_samples=200
+    )
+    first, second = (unit.removed for unit in report.plan.units.values())
+    assert second == (0, 2, 3)
+    assert len(first) == 3
+    assert set(first) < set(dead[0])
+    assert model.config.intermediate_size == 21

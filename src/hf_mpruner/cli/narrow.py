@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `hf-mpruner narrow`."""
     add_data_flags(parser)
     group = parser.add_argument_group("what goes")
-    group.add_argument("--fraction", type=float, required=True, help="how many of each layer, above 0 and below 1")
+    group.add_argument(
+        "--fraction",
+        type=float,
+        help="how many of each layer, above 0 and below 1 (default: as --criterion mipp decides)",
+    )
     group.add_argument("--what", choices=("neurons", "heads"), default="neurons", help="default: neurons")
     group.add_argument(
         "--criterion",

@@ -12,7 +12,7 @@ from hf_mpruner.runtime import keep_rng_state
 from hf_mpruner.surgery import apply_compared_, apply_width_plan_
 from hf_mpruner.verify import check_request
 from hf_mpruner.width import NeuronCriterion, find_neuron_criterion, plan_width
-from hf_mpruner.width.planning import choose_groups, number_kept
+from hf_mpruner.width.planning import choose_groups, numbers_kept
 
 from .report import NarrowingReport
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def prune_width_(
     model: PreTrainedModel,
-    fraction: float,
+    fraction: float | None,
     *,
     calibration: Any = None,
     criterion: str | NeuronCriterion = "cka",
@@ -46,7 +46,7 @@ def prune_width_(
 
     Args:
         model (`PreTrainedModel`): changed in place; afterwards `save_pretrained` writes an ordinary checkpoint.
-        fraction (`float`): how many of each layer go, above 0 and below 1.
+        fraction (`float`, *optional*): how many of each layer go, above 0 and below 1; `None`: as `mipp` decides.
         calibration (*optional*): data to measure activations on: a dataset (model-ready, or with a text or image column and
             `processing_class`), or an iterable of batches. Criteria of weights and of chance run without.
         criterion (`str` or `NeuronCriterion`): `"cka"`, `"cka_one_shot"`, `"mipp"`, `"mipp_neural"`, `"l1"`, `"random"`.
@@ -100,7 +100,7 @@ def _read(model: PreTrainedModel, calibration: Any, processing_class: Any, sampl
 
 def check_width(
     model: PreTrainedModel,
-    fraction: float,
+    fraction: float | None,
     criterion: str | NeuronCriterion = "cka",
     what: What = "neurons",
     fields: Sequence[str] | None = None,
@@ -113,6 +113,5 @@ def check_width(
     """
     found_criterion = find_neuron_criterion(criterion)
     found = find_widths(model, what)
-    for group in choose_groups(found, what, fields):
-        number_kept(found, group, fraction, multiple_of)
+    numbers_kept(found, choose_groups(found, what, fields), fraction, multiple_of, found_criterion)
     return found_criterion, found

@@ -30,7 +30,7 @@ MakeTrainer = Callable[["PreTrainedModel"], "Trainer"]
 
 def prune_width_in_rounds(
     model: PreTrainedModel,
-    fraction: float,
+    fraction: float | None,
     rounds: int,
     *,
     make_trainer: MakeTrainer,
@@ -48,7 +48,7 @@ def prune_width_in_rounds(
 
     Args:
         model (`PreTrainedModel`): fine-tuned; changed in place, and in the end what the last accepted round left.
-        fraction (`float`): how many of each layer's neurons go in a round, above 0 and below 1.
+        fraction (`float`, *optional*): how many of each layer's neurons go in a round; `None`: as `mipp` decides.
         rounds (`int`): how many at most.
         make_trainer (callable): gets the model and returns a new Trainer for it, with new `TrainingArguments`: an optimizer
             of the wider model cannot go on. Its `num_train_epochs` is how long a round is trained.
@@ -102,7 +102,7 @@ def prune_width_in_rounds(
 
 def _run_rounds(
     model: PreTrainedModel,
-    fraction: float,
+    fraction: float | None,
     rounds: int,
     settings: dict[str, Any],
     judge: Callable[[int, NarrowingReport], NarrowingRound],

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_mpruner.architectures import Widths
+    from hf_mpruner.hub import Pushed
 
 WIDTH_PLAN_NAME = "width_plan.json"
 WIDTH_PLAN_VERSION = 1
@@ -288,3 +289,19 @@ class WidthPlan:
         if not isinstance(values, dict):
             raise ValueError(f"'{path}' holds no width plan: {file.name} is a {type(values).__name__}.")
         return cls.from_dict(values)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+    ) -> Pushed:
+        """Put `width_plan.json` into a model repository on the Hub; arguments and errors as `PruningPlan.push_to_hub`."""
+        from .hub import push_plan_file
+
+        content = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        target = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}
+        return push_plan_file(repo_id, {WIDTH_PLAN_NAME: content.encode("utf-8")}, **target)

@@ -10,7 +10,7 @@ from hf_mpruner.architectures.width import What
 from hf_mpruner.architectures.width_proof import narrow_config
 from hf_mpruner.errors import PlanMismatchError, UnsupportedArchitectureError
 from hf_mpruner.plan import UnitPlan, WidthPlan
-from hf_mpruner.width.base import NeuronCriterion, check_survivors, number_of
+from hf_mpruner.width.base import NeuronCriterion, NeuronOrder, check_survivors, number_of
 from hf_mpruner.width.measure import measure_units
 from hf_mpruner.width.registry import find_neuron_criterion
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def plan_width(
     model: PreTrainedModel,
     found: Widths,
-    fraction: float,
+    fraction: float | None,
     *,
     batches: Iterable[Mapping[str, Any]] | None,
     criterion: str | NeuronCriterion = "cka",
@@ -36,7 +36,8 @@ def plan_width(
     Args:
         model (`PreTrainedModel`): run on the data, and left as it was.
         found (`Widths`): of this model.
-        fraction (`float`): how many of each layer go, above 0 and below 1.
+        fraction (`float`, *optional*): how many of each layer go, above 0 and below 1. `None`: as the criterion decides, if it
+            does; since one size holds for all layers, as many stay in each as in the one that keeps most.
         batches (`Iterable[Mapping]`, *optional*): calibration data, without which only `l1` and `random` can judge.
         criterion (`str` or `NeuronCriterion`): in which order they go.
         what (`"neurons"` or `"heads"`): of the feed-forwards, or of the attentions.
@@ -53,16 +54,32 @@ def plan_width(
     """
     groups = choose_groups(found, what, fields)
     criterion = find_neuron_criterion(criterion)
-    numbers = {group.title: number_kept(found, group, fraction, multiple_of) for group in groups}
+    numbers = numbers_kept(found, groups, fraction, multiple_of, criterion)
     together = [(group, units) for group in groups for units in units_together(group)]
     measured = measure_units(
         model, batches, [units for _, units in together], needs=criterion.needs, seed=seed, show_progress=show_progress
     )
+    orders: list[NeuronOrder] = []
+    for (group, _), inputs in zip(together, measured, strict=True):
+        number = numbers.get(group.title)
+        orders.append(criterion.order(inputs, None if number is None else group.size - number))
     chosen: dict[str, UnitPlan] = {}
-    for (group, units), inputs in zip(together, measured, strict=True):
-        left = numbers[group.title]
-        kept = tuple(criterion.order(inputs, group.size - left).kept(group.size - left).tolist())
+    for (group, units), order in zip(together, orders, strict=True):
+        number = numbers.get(group.title)
+        if number is None:
+            own = (
+                [order]
+                if group.per_layer
+                else [o for (other, _), o in zip(together, orders, strict=True) if other is group]
+            )
+            number = _as_decided(found, group, own, multiple_of)
+        kept = tuple(order.kept(group.size - number).tolist())
         chosen |= {unit.path: UnitPlan(unit.size, kept, group.what) for unit in units}
+    if not any(unit.removed for unit in chosen.values()):
+        raise ValueError(
+            f"The criterion '{criterion.name}' keeps all {what} of some layer, and one size holds for all: pass a fraction, or "
+            "more calibration data."
+        )
     source = model.config._name_or_path or None
     return WidthPlan(
         {unit.path: chosen[unit.path] for group in groups for unit in group.units},
@@ -115,6 +132,38 @@ def units_together(group: WidthGroup) -> list[tuple[WidthUnit, ...]]:
     return found
 
 
+def numbers_kept(
+    found: Widths,
+    groups: Sequence[WidthGroup],
+    fraction: float | None,
+    multiple_of: int,
+    criterion: NeuronCriterion,
+) -> dict[str, int]:
+    """How many of each layer stay, by the title of the group; empty where the criterion decides.
+
+    Raises:
+        TypeError, ValueError: see `number_kept`; or for no fraction with a criterion that does not decide.
+    """
+    if fraction is not None:
+        return {group.title: number_kept(found, group, fraction, multiple_of) for group in groups}
+    if not criterion.decides:
+        raise ValueError(
+            f"The criterion '{criterion.name}' does not say how many go: pass a fraction such as 0.25, or a criterion that "
+            "decides, e.g. mipp."
+        )
+    _check_multiple(multiple_of)
+    return {}
+
+
+def _as_decided(found: Widths, group: WidthGroup, orders: Sequence[NeuronOrder], multiple_of: int) -> int:
+    """As many as the layer that keeps most wants; all of them if the config or the multiple takes no fewer."""
+    least = group.size - min(len(order.order) for order in orders)
+    least = -(-least // multiple_of) * multiple_of
+    return next(
+        (left for left in range(least, group.size, multiple_of) if _is_buildable(found, group, left)), group.size
+    )
+
+
 def number_kept(found: Widths, group: WidthGroup, fraction: float, multiple_of: int = 1) -> int:
     """How many of each layer stay: the fraction rounded, then up to a multiple, then up to what the config takes.
 
@@ -126,8 +175,7 @@ def number_kept(found: Widths, group: WidthGroup, fraction: float, multiple_of: 
     if isinstance(fraction, int) and not isinstance(fraction, bool) and fraction not in (0, 1):
         raise ValueError(f"fraction={fraction} is no fraction from 0 to 1: for a fifth of the {group.what} pass 0.2.")
     gone = number_of(float(fraction) if fraction in (0, 1) else fraction, size, layer)
-    if isinstance(multiple_of, bool) or not isinstance(multiple_of, int) or multiple_of < 1:
-        raise ValueError(f"multiple_of={multiple_of!r} is no whole number from 1: pass e.g. 8, or 1 for any number.")
+    _check_multiple(multiple_of)
     check_survivors(gone, size, layer)
     least = -(-(size - gone) // multiple_of) * multiple_of
     for left in range(least, size, multiple_of):
@@ -139,6 +187,11 @@ def number_kept(found: Widths, group: WidthGroup, fraction: float, multiple_of: 
         f"fraction={fraction} with multiple_of={multiple_of} takes none of the {size} {group.what} of '{layer}': pass a larger "
         f"fraction, or a smaller multiple_of.{also}"
     )
+
+
+def _check_multiple(multiple_of: Any) -> None:
+    if isinstance(multiple_of, bool) or not isinstance(multiple_of, int) or multiple_of < 1:
+        raise ValueError(f"multiple_of={multiple_of!r} is no whole number from 1: pass e.g. 8, or 1 for any number.")
 
 
 def _is_buildable(found: Widths, group: WidthGroup, left: int) -> bool:
