@@ -28,6 +28,8 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteModel,
+    InternVLVisionConfig,
+    InternVLVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -72,6 +74,15 @@ VISION |= {"image_size": 16, "patch_size": 4}
 
 def images(size):
     return {"pixel_values": torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))}
+
+
+def make_scaled():
+    """Branches times a weight that no module applies."""
+    model = InternVLVisionModel(InternVLVisionConfig(**VISION))
+    for name, weight in model.named_parameters():
+        if "lambda" in name:
+            weight.data.uniform_(0.2, 1)
+    return model
 
 
 CROSS = ("attention", "cross_attention", "feed_forward")
@@ -119,6 +130,9 @@ FAMILIES = {
     "a factor for each feature": (
         lambda: Dinov2Model(Dinov2Config(**VISION)), images(16),
         {"encoder.layer": ("pre-norm", ("layer_scale1", "layer_scale2"))},
+    ),
+    "a factor for each feature, no module": (
+        lambda: make_scaled(), images(16), {"encoder.layer": ("pre-norm", ("attention", "dropout"))},
     ),
     "one factor": (
         lambda: GraniteModel(GraniteConfig(**SMALL, residual_multiplier=0.22)), TEXT,

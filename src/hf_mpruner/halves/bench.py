@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from hf_mpruner.skipping import silence
 
@@ -74,6 +75,8 @@ class Bench:
         """Copy."""
         self.block = copy.deepcopy(block).float().eval()
         self._args, self._kwargs = _map(call[0], Tensor.float), _map(call[1], Tensor.float)
+        # a cache would go on growing from call to call
+        self._kwargs = {name: None if isinstance(value, Cache) else value for name, value in self._kwargs.items()}
         named: dict[Any, Any] = {**dict(enumerate(self._args)), **self._kwargs}
         floats = {key: value for key, value in named.items() if is_float(value)}
         self._hidden: Any = "hidden_states" if "hidden_states" in floats else next(iter(floats), None)

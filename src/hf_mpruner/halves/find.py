@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,10 +19,13 @@ from torch import Tensor
 from hf_mpruner.halves.bench import Bench, Pass, each_leaf
 
 Kind = Literal["attention", "cross_attention", "feed_forward"]
+Scale = float | Tensor
 KINDS: tuple[Kind, ...] = ("attention", "cross_attention", "feed_forward")
 TOLERANCE = 1e-5
 """Largest error of a residual sum, relative to its norm: 32-bit sums in another order stay far below."""
 _MOST_SUMS = 4
+_MOST_STEPS = 500
+_FEWEST_ROWS = 8  # to tell a factor for each feature from chance
 
 
 class UnclearHalvesError(ValueError):
@@ -37,14 +40,14 @@ class Half:
         kind (`str`): `"attention"` is what mixes positions, `"cross_attention"` what reads other hidden states,
             `"feed_forward"` the rest.
         module (`str`): whose output is added to the residual stream, by its name in the block.
-        scale (`float`): the factor that it is added with.
+        scale (`float` or `Tensor`): the factor that it is added with; of shape (features,) if each has its own.
         norm (`str`, *optional*): applied to the sum (post-norm).
         parallel (`bool`): added together with the half before, both computed from the same stream.
     """
 
     kind: Kind
     module: str
-    scale: float = 1.0
+    scale: Scale = 1.0
     norm: str | None = None
     parallel: bool = False
 
@@ -53,7 +56,7 @@ class _Sum(NamedTuple):
     """Branches that are added to the stream at once, and what is applied to the sum."""
 
     modules: tuple[str, ...]
-    scales: tuple[float, ...]
+    scales: tuple[Scale, ...]
     norm: str | None = None
 
 
@@ -99,7 +102,14 @@ class _Search:
     def __init__(self, bench: Bench, seen: Pass) -> None:
         self._seen = seen
         shape = seen.given.shape
-        once = {name: value for name, value in seen.outputs.items() if seen.calls[name] == 1 and value.shape == shape}
+        once = {
+            name: value.view(shape)  # experts put out (all positions, features)
+            for name, value in seen.outputs.items()
+            if seen.calls[name] == 1 and value.numel() == seen.given.numel() and value.shape[-1] == shape[-1]
+        }
+        self._per_feature = False
+        self._known: dict[tuple[int, bool], list[tuple[int, Scale, int]]] = {}
+        self._steps = 0
         self._values: list[Tensor] = []
         self._made_by: dict[int, str] = {}  # the last module that put out a value: the nearest to the sum
         self._start, self._end = self._place(seen.given), self._place(seen.output)
@@ -109,7 +119,7 @@ class _Search:
             if value.shape == shape:
                 self._place(value)
         self._made_by.pop(self._start, None)  # dropout of the input, and the like
-        self._norms = [name for name in each_leaf(bench.block) if name in once]
+        self._norms = [name for name in each_leaf(bench.block) if name in once and seen.outputs[name].shape == shape]
 
     def _place(self, value: Tensor) -> int:
         """Number of a value; equal ones have one."""
@@ -120,17 +130,29 @@ class _Search:
         return len(self._values) - 1
 
     def paths(self) -> list[list[_Sum]]:
-        """All ways from the block's input to its output; in parallel blocks both branches are added at once."""
-        found = list(self._walk(self._start, [], {self._start}))
-        return found or [[sum_] for sum_ in self._pairs()]
+        """All ways from the block's input to its output.
+
+        With one factor for each branch; else in parallel blocks both branches at once; else a factor for each feature.
+        """
+        found = list(self._walk(self._start, [], {self._start})) or [[sum_] for sum_ in self._pairs()]
+        if not found and self._values[self._start].shape[:2].numel() >= _FEWEST_ROWS:
+            self._per_feature = True
+            found = list(self._walk(self._start, [], {self._start}))
+        return found
 
     def _walk(self, place: int, taken: list[_Sum], visited: set[int]) -> Iterator[list[_Sum]]:
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            raise UnclearHalvesError("too many of the values inside it are sums of others")
         if place == self._end and taken:
             yield taken
             return
         if len(taken) == _MOST_SUMS:
             return
-        for branch, scale, reached in self._additions(place):
+        key = (place, self._per_feature)
+        if key not in self._known:
+            self._known[key] = list(self._additions(place))
+        for branch, scale, reached in self._known[key]:
             if reached in visited:
                 continue
             module = self._made_by[branch]
@@ -141,7 +163,7 @@ class _Search:
                     sum_ = _Sum((module,), (scale,), norm)
                     yield from self._walk(after, [*taken, sum_], visited | {reached, after})
 
-    def _additions(self, place: int) -> Iterator[tuple[int, float, int]]:
+    def _additions(self, place: int) -> Iterator[tuple[int, Scale, int]]:
         """Branches that lead from one value to another, as (branch, scale, value)."""
         for reached, value in enumerate(self._values):
             difference = value - self._values[place]
@@ -151,9 +173,14 @@ class _Search:
                 other = self._values[branch]
                 if branch in (place, reached) or not float(other.norm()):
                     continue
-                scale = float((difference * other).sum() / other.square().sum())
-                if abs(scale) > TOLERANCE and _same(self._values[place] + scale * other, value):
-                    yield branch, scale, reached
+                if self._per_feature and not _varies(other):  # equal rows fit anything
+                    continue
+                over = (0, 1) if self._per_feature else (0, 1, 2)
+                scale = (difference * other).sum(over) / other.square().sum(over).clamp(
+                    min=torch.finfo(other.dtype).tiny
+                )
+                if float(scale.abs().max()) > TOLERANCE and _same(self._values[place] + scale * other, value):
+                    yield branch, scale if self._per_feature else float(scale), reached
 
     def _pairs(self) -> Iterator[_Sum]:
         """Two branches that are added to the input at once."""
@@ -182,13 +209,13 @@ def _kind(bench: Bench, module: str, modules: Sequence[str]) -> Kind:
     """What a branch is, tried out with the others silent."""
     silent = [other for other in modules if other != module]
     whole = bench.run(silent=silent).outputs[module]
-    length = bench.given.shape[1]
-    for position in {0, length // 2, length - 1}:
-        hidden = bench.given.clone()
-        hidden[:, position] += _noise(hidden[:, position])
-        change = (bench.run({None: hidden}, silent).outputs[module] - whole).abs().amax(-1)
-        elsewhere = torch.arange(length, device=change.device) != position
-        if float(change[:, elsewhere].max()) > TOLERANCE * float(change.max()):
+    place = torch.arange(bench.given.shape[1], device=bench.given.device)
+    for first, size in product((0, 1), (1.0, 10.0)):  # attention that is sure of itself moves only when it must
+        changed = place % 2 == first
+        hidden = bench.given + size * _noise(bench.given) * changed[:, None]
+        change = bench.run({None: hidden}, silent).outputs[module] - whole
+        change = change.view(bench.given.shape).abs().amax(-1)
+        if float(change[:, ~changed].max()) > TOLERANCE * float(change.max()):
             return "attention"
     for key in bench.others:
         other = bench.argument(key)
@@ -203,6 +230,11 @@ def _noise(like: Tensor) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(like.shape, generator=draw).to(like.device)
     return noise * like.std().clamp(min=TOLERANCE)
+
+
+def _varies(value: Tensor) -> bool:
+    rows = value.flatten(0, 1)
+    return float(rows.std(0).norm()) > 0.1 * float(rows.norm()) / len(rows) ** 0.5
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

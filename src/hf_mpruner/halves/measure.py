@@ -92,7 +92,10 @@ def find_all_halves(inputs: CriterionInputs, batch: Mapping[str, Any]) -> tuple[
     notes: dict[str, str] = {}
     for stack in inputs.stacks:
         blocks = inputs.blocks(stack)
-        calls = capture_calls(inputs.forward, blocks, few)
+        try:
+            calls = capture_calls(inputs.forward, blocks, few)
+        except Exception:  # some models pack their examples, so that these are not its first rows
+            calls = capture_calls(inputs.forward, blocks, batch)
         for layer, block in enumerate(blocks):
             try:
                 if block not in calls:
@@ -204,7 +207,8 @@ class _Watch:
         stream = before = self._given.float()
         real = None if mask is None else fit_mask(mask, (stream.shape[0], stream.shape[1]), name).to(stream.device)
         for place, half in enumerate(self._halves):
-            branch = half.scale * self._seen[half.module].float()
+            scale = half.scale.to(stream.device) if isinstance(half.scale, Tensor) else half.scale
+            branch = scale * self._seen[half.module].float().view(stream.shape)
             before = before if half.parallel else stream
             after = before + branch
             stream = stream + branch
