@@ -18,6 +18,7 @@ from transformers import BertConfig, ClapConfig, PerceiverConfig, WhisperConfig
 from hf_mpruner.cli import main
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.errors import UnsupportedArchitectureError
+from hf_mpruner.halves import HalvesReport
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.report import PruningReport
 from hf_mpruner.tasks import find_task
@@ -317,6 +318,23 @@ def test_analyze_writes_matrices_pictures_and_a_plan(world, tmp_path, run):
     table = run(*words)
     assert "0.2 *" in table.out
     assert "--threshold 0.2 --output_dir smaller" in table.err
+
+
+@pytest.mark.parametrize("criterion", [(), ("--criterion", "tail", "--target_num_layers", "2")])
+def test_analyze_measures_halves_beside_the_rest(criterion, world, tmp_path, run):
+    words = ["analyze", world / "bert", "--dataset", world / "text", *criterion, "--halves"]
+    result = run(*words, "--output_dir", tmp_path / "out", "--format", "json")
+    assert result.code == 0, result.err
+    halves = HalvesReport.from_dict(json.loads(result.out)["halves"])
+    (stack,) = halves.stacks.values()
+    assert [list(layer) for layer in stack.layers] == [["attention", "feed_forward"]] * 4
+    assert HalvesReport.from_dict(json.loads((tmp_path / "out" / "halves.json").read_text())) == halves
+    plain = run(*words)
+    assert plain.out.count("\nbert.encoder.layer (post-norm blocks)\n") == 1
+    assert "Measured, not done: transformers" in plain.out
+    without = json.loads(run(*words[:-1], "--format", "json").out)
+    assert "halves" not in without
+    assert without["plan"] == json.loads(result.out)["plan"]
 
 
 def test_analyze_without_matplotlib_claims_no_heat_maps(world, tmp_path, run, monkeypatch):

@@ -18,6 +18,7 @@ from .parser import UsageError, same_trust, same_words
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from hf_mpruner.halves import HalvesReport
     from hf_mpruner.tasks import Task
 
     from .scores import Scored
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   hf-mpruner analyze MODEL --dataset dair-ai/emotion --output_dir analysis
   hf-mpruner analyze MODEL --dataset rows.csv --split train --text_column body --threshold 0.95
-  hf-mpruner analyze MODEL --dataset dair-ai/emotion --criterion block_influence --target_num_layers 2"""
+  hf-mpruner analyze MODEL --dataset dair-ai/emotion --criterion block_influence --target_num_layers 2
+  hf-mpruner analyze MODEL --dataset dair-ai/emotion --halves"""
 
 USAGE = "hf-mpruner analyze MODEL --dataset DATASET [--output_dir DIR] ..."
 # What a user would try next to the threshold that was asked for.
@@ -38,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_flags(parser)
     parser.add_argument("--split", default="validation", help="part of the data to measure on (default: validation)")
     parser.add_argument("--output_dir", help="write matrices, heat maps and the plan here (default: only print)")
+    parser.add_argument(
+        "--halves", action="store_true", help="also measure the attention and the feed-forward half of each block"
+    )
     add_format(parser)
     add_config_flags(parser)
 
@@ -47,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     folder = None if args.output_dir is None else _check_folder(args.output_dir)
 
-    from . import scores
+    from . import halves, scores
     from .loading import choose_columns, load_split, read_settings, take
     from .measure import chosen_stacks, measure, suggest
     from .models import load_config, load_for_analysis, load_processor
@@ -65,24 +70,28 @@ def run(args: argparse.Namespace) -> int:
     named = task if args.task else None
     model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code, named)
     stacks, given = chosen_stacks(model, config), (model, data, processor, columns)
+    parts = None
+    if args.halves:
+        parts = halves.measure(*given, config, stacks, task, read_settings(args, config.seed), folder)
     if not config.plans_by_threshold:
         if config.target_num_layers is not None:  # all that are to go, in however many rounds
             config = dataclasses.replace(config, layers_per_round=None)
         scored = scores.score(args.model, *given, config, stacks, task, read_settings(args, config.seed))
-        return _show_scores(args, scored, model, folder)
+        return _show_scores(args, scored, model, folder, parts)
     matrices = measure(*given, config, stacks, task, read_settings(args, config.seed))
     plan = suggest(args.model, model, matrices, stacks, config)
     choices = _choices(model, matrices, stacks, config)
     drawn = folder is not None and _write(folder, matrices, plan)
     show(
         args,
-        table=_table(matrices, choices, config.threshold),
+        table=_table(matrices, choices, config.threshold) + halves.to_table(parts),
         values={
             "model": args.model,
             "similarity": {path: matrix.to_dict() for path, matrix in matrices.items()},
             "adjacent": {path: list(matrix.adjacent) for path, matrix in matrices.items()},
             "thresholds": choices,
             "plan": plan.to_dict(),
+            **halves.to_values(parts),
         },
         quiet=str(plan),
     )
@@ -90,18 +99,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show_scores(args: argparse.Namespace, scored: Scored, model: PreTrainedModel, folder: Path | None) -> int:
-    from . import scores
+def _show_scores(
+    args: argparse.Namespace,
+    scored: Scored,
+    model: PreTrainedModel,
+    folder: Path | None,
+    parts: HalvesReport | None,
+) -> int:
+    from . import halves, scores
 
     drawn = folder is not None and scores.write(folder, scored)
     show(
         args,
-        table=scores.to_table(scored, model),
+        table=scores.to_table(scored, model) + halves.to_table(parts),
         values={
             "model": args.model,
             **{key: scored.plan.evidence[key] for key in ("criterion", "title", "scores", "cost", "num_removed")},
             "plan": scored.plan.to_dict(),
             "preview": dataclasses.asdict(scored.plan.preview(model)),
+            **halves.to_values(parts),
         },
         quiet=str(scored.plan),
     )

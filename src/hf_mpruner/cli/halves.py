@@ -23,8 +23,9 @@ def measure(
     stacks: list[BlockStack],
     task: Task,
     settings: Settings,
+    folder: Path | None,
 ) -> HalvesReport:
-    """Measure the halves of blocks on a sample of raw data, the one that similarities are measured on."""
+    """Measure on the sample of raw data that layers are measured on, and write if there is a folder."""
     sample = draw_sample(data, config.calibration_samples, config.seed)
     loader = calibration_loader(
         task.prepare(sample, columns, model, processing_class, settings, "calibration"),
@@ -34,10 +35,18 @@ def measure(
         processing_class=processing_class,
         model=model,
     )
-    return measure_halves(model, loader, stacks)
+    halves = measure_halves(model, loader, stacks)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        halves.save(folder / HALVES_NAME)
+    return halves
 
 
-def write(folder: Path, halves: HalvesReport) -> None:
-    """Write what was measured beside the rest of the analysis."""
-    folder.mkdir(parents=True, exist_ok=True)
-    halves.save(folder / HALVES_NAME)
+def to_table(halves: HalvesReport | None) -> str:
+    """Below the other tables; empty if halves were not asked for."""
+    return "" if halves is None else f"\n\n{halves}"
+
+
+def to_values(halves: HalvesReport | None) -> dict[str, Any]:
+    """Beside the other values of JSON output; empty if halves were not asked for."""
+    return {} if halves is None else {"halves": halves.to_dict()}
