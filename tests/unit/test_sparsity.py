@@ -307,6 +307,26 @@ def test_weights_that_are_no_plain_numbers_are_refused():
         sparsify_(model, method="magnitude")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_adapters_are_refused():
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(make_bert(), peft.LoraConfig(target_modules=["query"]))
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        sparsify_(adapted, method="magnitude")
+    merged = adapted.merge_and_unload()
+    assert sparsify_(merged, method="magnitude").sparsity == 0.5
+
+
+def test_half_precision_has_the_exact_fraction_too():
+    model = make_bert().to(torch.bfloat16)
+    report = sparsify_(model, 0.3, calibration=make_batches(True))
+    weight = model.bert.encoder.layer[2].intermediate.dense.weight
+    assert weight.dtype == torch.bfloat16
+    # in bfloat16 many scores are alike: still no more go than were asked for
+    assert ((weight == 0).sum(1) == math.floor(0.3 * 16)).all()
+    assert report.passes == pytest.approx((3 + 1 + 2 + 3) / 3)
+
+
 def test_what_lies_in_the_blocks_and_is_skipped_shared_or_computed_stays_dense():
     model = make_bert()
     layers = model.bert.encoder.layer
