@@ -319,7 +319,7 @@ def test_heads_that_share_a_bias_go_together():
     plan = draw_plan(model, "heads", 2)
     path = "encoder.block.1.layer.0.SelfAttention.o"
     other = {**plan.units, path: UnitPlan(4, (0, 1) if plan.units[path].kept != (0, 1) else (2, 3), "heads")}
-    with pytest.raises(PlanMismatchError, match="share a tensor with an entry for each head"):
+    with pytest.raises(PlanMismatchError, match="share a tensor with entries for each of their heads"):
         apply_width_plan_(model, WidthPlan(other))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import PlanMismatchError, UnsupportedArchitectureError
 from .adapters import adapter_configs, unwrap_adapters
-from .blueprint import make_blueprint
+from .blueprint import Blueprint, make_blueprint
 from .edits import ValueEdit
 from .proof import ConfigEdit, config_edits, tied_groups
 from .reference import ABSENT, config_nodes, describe_modules
@@ -81,9 +81,25 @@ def find_widths(model: nn.Module, what: What | None = None) -> Widths:
     for kind, find in (("neurons", find_neuron_groups), ("heads", find_head_groups)):
         if what in (None, kind):
             found, reasons = find(blueprint)
-            groups += found
+            groups += (_with_shared(blueprint, group) for group in found)
             refusals += reasons
     return Widths(blueprint, tuple(groups), tuple(refusals))
+
+
+def _with_shared(blueprint: Blueprint, group: WidthGroup) -> WidthGroup:
+    """The group with units tied that are one under several names, or share a weight (zamba)."""
+    holders: dict[int, list[str]] = {}
+    for unit in group.units:
+        for part in unit.slices:
+            tensor = getattr(blueprint.reference.get_submodule(part.path), part.name)
+            paths = holders.setdefault(id(tensor), [])
+            paths += [] if unit.path in paths else [unit.path]
+    ties = list(group.tied)
+    for paths in holders.values():
+        if len(paths) > 1:
+            touched = [tied for tied in ties if tied & set(paths)]
+            ties = [tied for tied in ties if tied not in touched] + [frozenset(paths).union(*touched)]
+    return replace(group, tied=tuple(ties))
 
 
 def check_found(found: Widths, what: What) -> None:
@@ -172,8 +188,8 @@ def check_kept_units(found: Widths, kept: Mapping[str, Sequence[int]]) -> None:
             if len(different) > 1:
                 one, other = sorted(tied)[:2]
                 raise PlanMismatchError(
-                    f"'{one}' and '{other}' share a tensor with an entry for each head (one layer holds it for all): the "
-                    f"same {group.what} must stay in both."
+                    f"'{one}' and '{other}' share a tensor with entries for each of their {group.what}: the same must "
+                    "stay in both."
                 )
 
 
