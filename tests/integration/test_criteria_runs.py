@@ -14,10 +14,12 @@ from transformers import T5Config, T5ForConditionalGeneration, Trainer, Training
 import criteria_kit  # noqa: F401 - registers criteria
 from cycles_kit import Maker, prune, rounds_of, save_bert
 from hf_mpruner import LayerPruningCallback, PruningConfig
-from hf_mpruner.criteria import find_criterion
-from hf_mpruner.errors import CalibrationError
+from hf_mpruner.criteria import CriterionInputs, find_criterion
+from hf_mpruner.errors import CalibrationError, UnsupportedBackendError
 from hf_mpruner.record import PruningRecord
 from hf_mpruner.report import PruningReport
+from hf_mpruner.runtime import SingleProcess
+from hf_mpruner.workbench import Workbench
 from resume_kit import assert_resumes, live, lived, pending_at, verdicts
 from trainer_kit import STACK, Rows, Scripted, accuracy, add, build_trainer
 
@@ -237,3 +239,31 @@ def test_files_of_a_run_by_scores_load_again(whole, make_bert, tmp_path):
     assert loaded.record == PruningRecord.from_dict(json.loads(json.dumps(callback.record.to_dict())))
     assert len(verdicts(callback)) == 3
     assert trainer.state.global_step == 12
+
+
+@pytest.mark.parametrize("criterion", ["by_gradients", "by_metric"])
+def test_what_cannot_be_had_of_shards_is_refused(make_bert, tmp_path, criterion):
+    class Sharded(SingleProcess):
+        name, equal_forwards = "FSDP2", True
+
+    trainer = build_trainer(make_bert(num_labels=2), tmp_path)
+    config = PruningConfig(criterion=criterion, target_num_layers=2)
+    with pytest.raises(
+        UnsupportedBackendError, match=f"'{criterion}' needs (gradients|metric), which FSDP2 does not give"
+    ):
+        Workbench(trainer, config, Rows(8, 2), Sharded()).make_engine(None)
+
+
+def test_one_evaluation_or_loss_is_one_pass_whatever_its_batches(make_bert, tmp_path):
+    """An evaluation runs in batches of its own size, and a loss may run the model unseen by hooks."""
+    trainer = build_trainer(make_bert(num_labels=2), tmp_path, num_train_epochs=1, per_device_eval_batch_size=3)
+    callback = add(trainer, criterion="by_metric", target_num_layers=3, max_metric_drop=1.0)
+    trainer.train()
+    assert callback.record.rounds[0].scores["cost"]["forward_passes"] == 4.0
+    inputs = CriterionInputs(
+        make_bert(), [], batches=[{"input_ids": torch.ones(2, 3, dtype=torch.long)}] * 3,
+        compute_loss=lambda model, batch: model.forward(**batch).logits.sum(),
+    )  # fmt: skip
+    with inputs.counting() as cost:
+        inputs.mean_loss()
+        assert cost().forward_passes == 1.0

@@ -12,6 +12,7 @@ from hf_mpruner.report import (
     PruningReport,
     chose_on_data,
     chosen_by,
+    chosen_over,
     cost_in_words,
     format_bytes,
     total_cost,
@@ -232,7 +233,7 @@ def _how_chosen(report: PruningReport, config: PruningConfig) -> list[str]:
     name = _named(record, chosen_by(record) or [config.criterion])
     lines = [f"In each round a number of layers went, chosen by {name}" + (_FEWER if coarse else ".")]
     if cost := total_cost(record):
-        lines.append(f"Choosing them took {cost_in_words(cost)}.")
+        lines.append(f"Choosing them took {cost_in_words(cost, chosen_over(record))}.")
     if any(round_.merged for round_ in report.rounds):
         lines.append("Layers that stayed took over a part of the weights of those that went.")
     return lines

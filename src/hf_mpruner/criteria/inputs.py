@@ -61,6 +61,20 @@ class CriterionInputs:
     runtime: Runtime = field(default_factory=SingleProcess)
     _counted: list[int] = field(default_factory=lambda: [0, 0, 0], init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        """Count an evaluation as one pass, in batches of whatever size it runs."""
+        evaluate = self.evaluate
+        if evaluate is None:
+            return
+
+        def counted() -> float:
+            before = self._counted[0]
+            value = evaluate()
+            self._counted[0] = before + (self._counted[2] or self._num_batches())
+            return value
+
+        self.evaluate = counted
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
@@ -120,7 +134,10 @@ class CriterionInputs:
             "criterion that needs none: cka, block_influence, angular, relative_magnitude, magnitude, tail."
         )
         if self.compute_loss is not None:
+            before = self._counted[0]
             loss: Any = self.compute_loss(self.model, dict(batch))
+            # what stands around the model may run it in ways that no hook sees, or once for each column of a batch
+            self._counted[0] = before + 1
         else:
             try:
                 output = self.forward(batch)

@@ -3,7 +3,7 @@
 from .page import PAGE_NAME
 from .plots import write_plots
 from .report import REPORT_NAME, PruningReport
-from .scores import chose_on_data, chosen_by, scored_rounds, total_cost
+from .scores import chose_on_data, chosen_by, chosen_over, scored_rounds, total_cost
 from .words import cost_in_words, format_bytes
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "PruningReport",
     "chose_on_data",
     "chosen_by",
+    "chosen_over",
     "cost_in_words",
     "format_bytes",
     "scored_rounds",

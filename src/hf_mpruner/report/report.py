@@ -15,7 +15,7 @@ from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_json, write_text
 
 from .page import PAGE_NAME, render_page
-from .scores import chosen_by, total_cost
+from .scores import chosen_by, chosen_over, total_cost
 from .words import cost_in_words, format_bytes
 
 REPORT_NAME = "report.json"
@@ -149,7 +149,11 @@ class PruningReport:
     def __str__(self) -> str:
         """The table, what chose the layers, which cuts were refused and why, and why the run stopped."""
         cost = total_cost(self.record)
-        chosen = [f"layers chosen by {', '.join(chosen_by(self.record))}: {cost_in_words(cost)}"] if cost else []
+        chosen = (
+            [f"layers chosen by {', '.join(chosen_by(self.record))}: {cost_in_words(cost, chosen_over(self.record))}"]
+            if cost
+            else []
+        )
         stopped = [f"stopped: {self.record.stopped}"] if self.record.stopped else []
         return "\n".join([self.to_table(), *chosen, *self.refusals, *stopped])
 

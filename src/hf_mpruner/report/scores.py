@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_mpruner.record import PruningRecord, Round
+from hf_mpruner.record import CHOSEN_BY_JUDGE, PruningRecord, Round
 
 from .charts import draw_cell, padded
 from .series import STATES, State, decided_rounds, short_names
@@ -98,13 +98,20 @@ def chose_on_data(record: PruningRecord) -> bool:
 
 def scored_rounds(record: PruningRecord) -> list[ScoredRound]:
     """Every decided round with scores."""
-    return [_scored(round_) for round_ in decided_rounds(record) if round_.scores]
+    over = chosen_over(record)
+    return [_scored(round_, over) for round_ in decided_rounds(record) if round_.scores]
 
 
-def _scored(round_: Round) -> ScoredRound:
+def chosen_over(record: PruningRecord) -> str:
+    """The data that criteria ran on, in words."""
+    source = record.data.get("calibration", {}).get("source")
+    return CHOSEN_BY_JUDGE if source == CHOSEN_BY_JUDGE else "the calibration data"
+
+
+def _scored(round_: Round, over: str) -> ScoredRound:
     change: State = "candidate" if round_.verdict == "rejected" else "removed"
     marks = marks_of(round_.scores, round_.kept, change)
-    cost = cost_in_words(round_.scores.get("cost") or {})
+    cost = cost_in_words(round_.scores.get("cost") or {}, over)
     return ScoredRound(round_, round_.criterion, round_.scores.get("title", ""), cost, tuple(marks))
 
 

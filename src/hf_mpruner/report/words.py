@@ -70,11 +70,12 @@ def format_ranges(layers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def cost_in_words(cost: Mapping[str, float]) -> str:
+def cost_in_words(cost: Mapping[str, float], over: str = "the calibration data") -> str:
     """What scoring layers has cost.
 
     Args:
         cost (`Mapping[str, float]`): of `Round.scores["cost"]`.
+        over (`str`): the data that the model ran on.
 
     Example:
         >>> cost_in_words({"forward_passes": 12.0, "backward_passes": 1.0, "seconds": 3.25})
@@ -84,12 +85,12 @@ def cost_in_words(cost: Mapping[str, float]) -> str:
     """
     found = [(kind, cost.get(f"{kind}_passes", 0.0)) for kind in ("forward", "backward")]
     passes = [
-        f"{f'{count:.2f}'.rstrip('0').rstrip('.')} {kind} pass{'' if count == 1 else 'es'}"
-        for kind, count in found
-        if count
+        f"{f'{number:.2f}'.rstrip('0').rstrip('.')} {kind} pass{'' if number == 1 else 'es'}"
+        for kind, number in found
+        if number
     ]
-    over = " and ".join(passes) or "no pass"
-    return f"{over} over the calibration data, {format_seconds(cost.get('seconds', 0.0))}"
+    count = " and ".join(passes) or "no pass"
+    return f"{count} over {over}, {format_seconds(cost.get('seconds', 0.0))}"
 
 
 def counted(number: int, noun: str) -> str:
