@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
+import criteria_kit  # noqa: F401 - registers criteria
 from hf_mpruner import errors, find_block_stacks, measure_similarity
 from hf_mpruner.subject import find_pretrained, trained_whole
 from resume_kit import copy_checkpoints
@@ -408,3 +409,23 @@ def test_what_cannot_judge_is_said_before_training(bert, tmp_path):
         ValueError, r"metric='loss'\) needs an eval_dataset to compute a loss on",
         model, tmp_path, Scripted(), {"metric": "loss"},
     )  # fmt: skip
+
+
+def test_a_criterion_measures_the_loss_around_the_model(bert, tmp_path):
+    rows = pairs().select(range(8))
+    wanted = build(make_model(bert), tmp_path, eval_dataset=rows).evaluate()["eval_loss"]
+    trainer = build(make_model(bert), tmp_path, eval_dataset=pairs())
+    callback = add(
+        trainer,
+        rows,
+        criterion="from_the_end",
+        target_num_layers=3,
+        metric="loss",
+        max_metric_drop=9.0,
+        max_rounds=None,
+    )
+    trainer.train()
+    scores = callback.record.rounds[0].scores
+    assert scores["scores"][STACK]["details"]["loss"] == pytest.approx(wanted, rel=1e-5)
+    assert scores["cost"]["forward_passes"] == 1.0
+    assert callback.record.stopped == "target reached"

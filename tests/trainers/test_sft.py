@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from hf_mpruner import PruningConfig
+import criteria_kit  # noqa: F401 - registers criteria
+from hf_mpruner import LayerPruningCallback, PruningConfig
 from hf_mpruner.distil import DistilledLoss
 from hf_mpruner.trainers import unflatten
 from resume_kit import copy_checkpoints
@@ -224,3 +225,19 @@ def test_a_resumed_run_ends_with_the_same_weights(tokenizer, tmp_path, step):
         (r.verdict, r.reason) for r in first.record.rounds
     ]
     assert_same(everything(whole), everything(again))
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_criterion_measures_the_loss_that_the_trainer_computes(tokenizer, tmp_path, packing):
+    trainer = build(tokenizer, tmp_path, packing=packing, max_length=32, per_device_eval_batch_size=4)
+    rows = trainer.eval_dataset.select(range(4))
+    wanted = trainer.evaluate(rows)["eval_loss"]
+    trainer = build(tokenizer, tmp_path, packing=packing, max_length=32)
+    config = PruningConfig(criterion="from_the_end", target_num_layers=2, metric="loss", max_metric_drop=9.0)
+    callback = LayerPruningCallback(trainer, config, calibration=rows)
+    trainer.add_callback(callback)
+    trainer.train()
+    scores = callback.record.rounds[0].scores
+    assert scores["scores"][STACK]["details"]["loss"] == pytest.approx(wanted, rel=1e-3)  # bf16
+    assert scores["cost"]["forward_passes"] == 1.0
+    assert len(trainer.model.model.layers) == 2
