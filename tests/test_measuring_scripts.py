@@ -89,3 +89,29 @@ def test_a_papers_experiment_leaves_its_page_and_computes_no_cell_twice(script: 
     assert figures["claims"] == json.loads(pages["results.json"])["claims"], (
         "a cell computed again has the same figures"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["text-classification", "text-generation"])
+def test_quality_at_equal_depth_on_a_model_and_data_of_ones_own(task: str, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    from hf_mpruner import Comparison
+    from tasks_kit import save_models, zen_lines
+
+    save_models(tmp_path)
+    (tmp_path / "data").mkdir()
+    for split, lines in {"train": zen_lines()[:14] * 4, "test": zen_lines()[14:] * 8}.items():
+        rows = [{"text": line, "label": i % 3} for i, line in enumerate(lines)]
+        Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    model = {"text-classification": "fill-mask"}.get(task, task)
+    small = ["--criteria", "loss", "tail", "--num_layers", 3, "--seeds", 2, "--fit", 48, "--epochs", 1, "--train", 32]
+    small += ["--test", 24, "--max_length", 8, "--calibration_samples", 8, "--batch_size", 8, "--max_steps", 2]
+    where = ["--work", tmp_path / "work", "--output_dir", tmp_path / "results"]
+    run("reproduce/quality.py", tmp_path / model, tmp_path / "data", "--task", task, "--name", "tiny", *small, *where)
+    comparison = Comparison.load(tmp_path / "results" / "tiny")
+    assert [row.criterion for row in comparison.rows] == ["loss", "tail"]
+    assert all(len(row.after) == 2 and not row.failed for row in comparison.rows)
+    assert str(tmp_path) not in (tmp_path / "results" / "tiny" / "setting.json").read_text()
+    run("reproduce/quality.py", "--page", "--output_dir", tmp_path / "results", "--page_file", tmp_path / "quality.md")
+    assert comparison.to_markdown() in (tmp_path / "quality.md").read_text()

@@ -95,13 +95,14 @@ class Comparison(Ranking):
         if row.failed and not row.before:
             return [layers, row.criterion, *["failed"] * (1 + self.recovers), *["" for _ in range(6 + self.recovers)]]
         behind = None if row is self.uncut else self.behind_best(row)
+        is_best = behind is None or (behind.mean == 0 and row.plans == self.at(row.target)[0].plans)
         passes = row.scoring.get("forward_passes", 0.0) + row.scoring.get("backward_passes", 0.0)
         timed, trained = row.latency_seconds, row.recovery_seconds
         return [
             layers,
             row.criterion,
             *(str(one or "not finite") for one in [row.spread_before, *([row.spread_after] if self.recovers else [])]),
-            "" if row is self.uncut else "best" if behind is None and not row.failed else str(behind or ""),
+            "" if row is self.uncut or row.failed else "best" if is_best else str(behind),
             "" if row.parameters is None else format_count(row.parameters),
             "" if timed is None else format_seconds(timed),
             f"{passes:.4g}" if row.scoring else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -49,9 +50,10 @@ class Store:
         (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
         if not file.is_file():
             write_json(file, wanted)
-        shutil.rmtree(self.folder / WORK, ignore_errors=True)  # of a run that was killed
-        for stray in (self.folder / CELLS).glob(".*.tmp"):
-            stray.unlink()
+        # what a killed run has left; another one may be at work beside this one, on other seeds or criteria
+        for stray in [*self.folder.glob(f"{WORK}-*"), *(self.folder / CELLS).glob(".*.tmp")]:
+            if not _is_alive(re.search(r"(\d+)(\.tmp)?$", stray.name)):
+                shutil.rmtree(stray, ignore_errors=True) if stray.is_dir() else stray.unlink(missing_ok=True)
 
     def _check(self, file: Path, wanted: dict[str, Any]) -> None:
         try:
@@ -89,13 +91,26 @@ class Store:
     @contextmanager
     def work(self) -> Iterator[Path]:
         """An empty folder for what a cell needs while it is computed."""
-        folder = self.folder / WORK
+        folder = self.folder / f"{WORK}-{os.getpid()}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(match: re.Match[str] | None) -> bool:
+    """Whether the process whose number a name ends in is running on this machine."""
+    if match is None:
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return int(match[1]) != os.getpid()
 
 
 def name_of(*parts: object) -> str:
