@@ -47,11 +47,13 @@ class Store:
             raise MPrunerError(
                 f"output_dir='{self.folder}' holds '{CELLS}', but no {SETTINGS} that says what they are of. Pass a new folder."
             )
-        (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
-        if not file.is_file():
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not file.is_file():  # before the folder of cells: they are nothing without it
             write_json(file, wanted)
+        (self.folder / CELLS).mkdir(exist_ok=True)
         # what a killed run has left; another one may be at work beside this one, on other seeds or criteria
-        for stray in [*self.folder.glob(f"{WORK}-*"), *(self.folder / CELLS).glob(".*.tmp")]:
+        drafts = [*self.folder.glob(f".{SETTINGS}.*.tmp"), *self.folder.glob(".comparison.json.*.tmp")]
+        for stray in [*self.folder.glob(f"{WORK}-*"), *drafts, *(self.folder / CELLS).glob(".*.tmp")]:
             if not _is_alive(re.search(r"(\d+)(\.tmp)?$", stray.name)):
                 shutil.rmtree(stray, ignore_errors=True) if stray.is_dir() else stray.unlink(missing_ok=True)
 
