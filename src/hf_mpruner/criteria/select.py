@@ -64,7 +64,8 @@ def pick_lowest(
     found = _cheapest(costs, stack, num_removed)
     if found is None:
         possible = [n for n in range(1, stack.depth) if _cheapest(costs, stack, n) is not None]
-        reason = stack.period_reason or "layers without a score stay"
+        unscored = [layer for layer in sorted(free) if costs[layer] is None]
+        reason = stack.period_reason or f"layers {unscored} have no score by this criterion, so they stay"
         raise ValueError(
             f"{num_removed} layers of '{stack.path}' cannot be removed together: {reason}. Numbers that can: "
             f"{', '.join(map(str, possible)) or 'none'}."
