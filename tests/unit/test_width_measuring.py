@@ -279,3 +279,19 @@ def test_mipp_decides_how_many_and_the_layer_that_keeps_most_counts():
     assert len(first) == 3
     assert set(first) < set(dead[0])
     assert model.config.intermediate_size == 21
+
+
+def test_positions_that_no_mask_fits_are_refused_unless_nothing_is_padded():
+    """Longformer runs on a multiple of its window, which is more positions than there are tokens."""
+    from transformers import LongformerConfig, LongformerModel
+
+    torch.manual_seed(0)
+    model = LongformerModel(LongformerConfig(**TOKENS, attention_window=4, max_position_embeddings=32, pad_token_id=0))
+    ids = torch.randint(2, 50, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    with pytest.raises(CalibrationError, match="calibration_batch_size=1"):
+        prune_width_(model, 0.5, calibration=[{"input_ids": ids, "attention_mask": mask}])
+    assert model.config.intermediate_size == 24
+    prune_width_(model, 0.5, calibration=[{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    assert model.config.intermediate_size == 12

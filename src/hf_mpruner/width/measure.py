@@ -188,12 +188,13 @@ def _real_rows(hidden: Tensor, mask: Tensor | None, width: int, name: str) -> Te
     if hidden.ndim == 4 and hidden.shape[1] == width != hidden.shape[3]:  # channels first, as convolutions have them
         hidden = hidden.movedim(1, -1)
     rows = hidden.detach().reshape(-1, width)
-    if mask is None or mask.sum() == len(rows):  # none, or taken out already
+    if mask is None or bool(mask.all()) or mask.sum() == len(rows):  # no padding, or taken out already
         return rows
     if mask.ndim != 2 or mask.numel() % len(rows):
         raise CalibrationError(
-            f"'{name}' has {len(rows)} positions, but the padding mask has shape {tuple(mask.shape)}. Pass a 2-D mask "
-            "(examples, positions) that fits."
+            f"'{name}' has {len(rows)} positions, but the padding mask has shape {tuple(mask.shape)}, so it is not known "
+            "which of them are padding. Pass calibration batches without padding: all examples of a batch of one length, or "
+            "calibration_batch_size=1."
         )
     return rows[mask.bool().reshape(len(rows), -1).any(1).to(rows.device)]
 
