@@ -26,6 +26,7 @@ from hf_mpruner import PruningPlan, apply_plan_, find_block_stacks
 from hf_mpruner.errors import CalibrationError, UnsupportedArchitectureError, UnsupportedBackendError
 from hf_mpruner.sparsity import KeepZeros, choose_zeros, sparsify_
 from hf_mpruner.sparsity.layers import LinearLayer, find_layers
+from hf_mpruner.sparsity.unpadded import take_apart
 from trainer_kit import build_trainer
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 99}
@@ -139,6 +140,47 @@ def test_padding_changes_no_zero(make, targets):
     assert reports[0].layers == reports[1].layers
     # the head is the embedding, and lies outside
     assert not any("lm_head" in name or "shared" in name or "wte" in name for name in reports[0].layers)
+
+
+def test_rows_that_nothing_tells_from_padding_are_run_without_it():
+    """Positions first, as some models have them: the mask of a batch does not fit, and the examples are run one by one."""
+
+    class Turned(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.calls = []
+
+        def forward(self, hidden):
+            self.calls.append(hidden.shape)
+            return self.inner(hidden.transpose(0, 1)).transpose(0, 1)
+
+    padded, alone = make_bert(), make_bert()
+    for model in (padded, alone):
+        dense = model.bert.encoder.layer[1].intermediate
+        dense.dense = Turned(dense.dense)
+    reports = [
+        sparsify_(padded, 0.5, calibration=make_batches(True), stacks=["bert.encoder.layer"]),
+        sparsify_(alone, 0.5, calibration=make_batches(False), stacks=["bert.encoder.layer"]),
+    ]
+    assert reports[0].layers == reports[1].layers
+    assert all(torch.equal(weight, alone.get_parameter(name)) for name, weight in padded.named_parameters())
+    assert "bert.encoder.layer.1.intermediate.dense.inner" in reports[0].layers
+    assert reports[0].examples == len(LENGTHS)
+    assert {tuple(shape[:2]) for shape in padded.bert.encoder.layer[1].intermediate.dense.calls} >= {
+        (1, length) for length in LENGTHS
+    }
+
+
+def test_the_parts_of_a_batch_are_its_examples():
+    batch = make_batches(True, targets=True)[0] | {"decoder_attention_mask": torch.ones(4, 8), "scale": torch.ones(3)}
+    batch["decoder_attention_mask"][0, 5:] = 0
+    parts = list(take_apart(make_t5(), batch))
+    assert [part["input_ids"].shape[1] for part in parts] == list(LENGTHS)
+    assert [part["labels"].shape[1] for part in parts] == [5, 8, 8, 8]  # by the decoder's own mask
+    assert all(part["attention_mask"].all() and part["scale"].shape == (3,) for part in parts)
+    with pytest.raises(CalibrationError, match="batch_size=1"):
+        list(take_apart(make_t5(), {"input_ids": batch["input_ids"]}))
 
 
 def test_the_encoders_padding_counts_for_what_reads_the_encoder():

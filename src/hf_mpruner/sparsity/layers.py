@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
+from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from hf_mpruner.architectures.adapters import adapter_configs
@@ -212,6 +213,8 @@ def _reason(module: nn.Module, uses: Counter[int]) -> str | None:
         if isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
             return f"padding={module.padding!r}"
         return None
+    if isinstance(module, _ConvNd):
+        return "a convolution over something else than an image"
     stacked = [name for name, one in module._parameters.items() if one is not None and one.dim() > _MATRIX_DIMS]
     if stacked:
         return f"{', '.join(stacked)}: several matrices in one tensor, e.g. of experts, each of which sees tokens of its own"

@@ -13,6 +13,11 @@ from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features.rows import padding_mask
 
 from .layers import LinearLayer
+from .unpadded import take_apart
+
+
+class _UnmatchedError(CalibrationError):
+    """Which rows of a layer's input are padding cannot be told."""
 
 
 class _Enough(BaseException):  # no Exception, which a model's own code may catch
@@ -40,6 +45,7 @@ class Norms:
         self._device = next(parameter.device for parameter in model.parameters())
         self._options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         self._runs = 0
+        self._alone = False
         self.num_examples = 0
         places: list[tuple[str, nn.Module, str]] = [
             (f"{stack}.{number}", model.get_submodule(f"{stack}.{number}"), stack)
@@ -88,6 +94,22 @@ class Norms:
         Raises:
             CalibrationError: if a norm is not finite, or padding cannot be told from tokens.
         """
+        try:
+            sums = self._sum(path, block, layers)
+        except _UnmatchedError:
+            if self._alone:
+                raise
+            # routed to experts, positions first, split into chunks: from here on each example alone, without padding
+            self._alone = True
+            sums = self._sum(path, block, layers)
+        norms = {name: total.sqrt() for name, total in sums.items()}
+        for name, norm in norms.items():
+            if not norm.isfinite().all():
+                raise CalibrationError(f"{name}: what goes into it on the calibration data is NaN or infinite.")
+        return norms
+
+    def _sum(self, path: str, block: nn.Module, layers: Sequence[LinearLayer]) -> dict[str, Tensor]:
+        """Sums of squares by layer."""
         sums: dict[str, Tensor] = {}
         masks = _Masks(self._model, self._stack_of[path])
         with ExitStack() as undo:
@@ -108,11 +130,7 @@ class Norms:
             for batch in self._each_batch():
                 masks.batch = batch
                 self._forward(batch)
-        norms = {name: total.sqrt() for name, total in sums.items()}
-        for name, norm in norms.items():
-            if not norm.isfinite().all():
-                raise CalibrationError(f"{name}: what goes into it on the calibration data is NaN or infinite.")
-        return norms
+        return sums
 
     def _count(self, *_: Any) -> None:
         self._runs += 1
@@ -134,8 +152,9 @@ class Norms:
             if not tensors:
                 raise CalibrationError(f"A calibration batch holds no tensor, only {list(batch)}.")
             examples += len(tensors.get(name, next(iter(tensors.values()))))
-            self._num_batches += 1
-            yield tensors
+            for part in take_apart(self._model, tensors) if self._alone else (tensors,):
+                self._num_batches += 1
+                yield part
         if not examples:
             raise CalibrationError("The calibration data gave no batch. Is its data set empty, or was it read before?")
         self.num_examples = examples
@@ -175,9 +194,10 @@ class _Masks:
             fits = (
                 len(mask) == size and hidden.shape[:-1].numel() == size * positions and not mask.shape[1] % positions
             )
-            if fits and hidden.shape[:-1] in {(size, positions), (size * positions,)}:
+            shape = tuple(length for length in hidden.shape[:-1] if length > 1)
+            if fits and shape in {tuple(length for length in (size, positions) if length > 1), (size * positions,)}:
                 return mask.bool().reshape(size, positions, -1).any(2).flatten().to(hidden.device)
-        raise CalibrationError(
+        raise _UnmatchedError(
             f"{name} is called with {tuple(hidden.shape)}, and which of these rows are padding cannot be told from a mask "
             f"of shape {tuple(mask.shape)}. Pass calibration data without padding: examples of one length, or batch_size=1."
         )
