@@ -82,11 +82,11 @@ def test_what_is_finished_is_not_measured_again_and_what_has_changed_is(call, wo
     measured = []
     inner = sweep._Model.measure
 
-    def measure(self, sparsity):
+    def measure(self, sparsity, stacks):
         measured.append((self._who, sparsity))
         if len(measured) == 3:
             raise KeyboardInterrupt
-        return inner(self, sparsity)
+        return inner(self, sparsity, stacks)
 
     monkeypatch.setattr(sweep._Model, "measure", measure)
     words = ["--sparsities", 0.5, "--output_dir", world / "out"]

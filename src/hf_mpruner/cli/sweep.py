@@ -71,16 +71,18 @@ class Sweep:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
         number, total = 0, len(self.names) * (1 + len(self.sparsities))
-        cells = []
+        cells: list[Cell] = []
         for who in self.names:
             model = _Model(self, who)
+            # of the pruned one, too: a stack of one block cannot always be told from any other list
+            stacks = list(cells[0]["layers"]) if cells else None
             for sparsity in (0.0, *self.sparsities):
                 number += 1
                 settings = model.settings(sparsity)
                 cell = self._read(who, sparsity, settings)
                 known = cell is not None
                 if cell is None:
-                    cell = {"model": who, "asked": sparsity, **model.measure(sparsity)}
+                    cell = {"model": who, "asked": sparsity, **model.measure(sparsity, stacks)}
                     self._write(who, sparsity, settings, cell)
                 shown = "measured before" if known else f"{cell['eval_seconds']:.1f} s"
                 say(
@@ -150,17 +152,17 @@ class _Model:
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
 
-    def measure(self, sparsity: float) -> Cell:
-        """Set weights to zero and evaluate."""
+    def measure(self, sparsity: float, stacks: list[str] | None) -> Cell:
+        """Set weights in these lists of blocks (by default, all that are found) to zero and evaluate."""
         inputs, judge, calibration = self._load()
         with tempfile.TemporaryDirectory(prefix="hf_mpruner-") as folder:
             trainer = make_trainer(self._args, self._config, inputs, train=None, judge=judge, folder=folder)
             config = rehearse(trainer, choose_metric_name(self._config, inputs), inputs)
-            report = None
+            report, paths = None, stacks or find_paths(inputs.model)
             if sparsity:
                 report = sparsify_(
                     inputs.model, sparsity, method=self._args.method, pattern=self._args.pattern,
-                    calibration=calibration, processing_class=inputs.processing_class, skip=self._args.skip,
+                    calibration=calibration, processing_class=inputs.processing_class, skip=self._args.skip, stacks=paths,
                     num_samples=self._args.calibration_samples, batch_size=self._args.batch_size, seed=self._args.seed,
                 )  # fmt: skip
             trainer.evaluate(Subset(judge, range(min(REHEARSED, len(judge)))))  # warms up, so that the time is fair
@@ -175,7 +177,7 @@ class _Model:
             "metric": metric.name, "greater_is_better": metric.greater_is_better, "value": value,
             "interval": interval_of_share(value, number) if share else None, "num_examples": number,
             "metrics": finite_values(metrics), "eval_seconds": seconds,
-            "layers": {path: len(inputs.model.get_submodule(path)._modules) for path in find_paths(inputs.model)},
+            "layers": {path: len(inputs.model.get_submodule(path)._modules) for path in paths},
             "parameters": count_parameters(inputs.model), **_zeros(inputs.model, report),
         }  # fmt: skip
 
