@@ -68,3 +68,12 @@ def test_wrong_use_ends_before_the_data_is_read(world, capsys, words, code, text
     missing = ["narrow", str(world / "model"), "--dataset", str(world / "missing.csv"), *map(str, words)]
     assert main(missing) == code
     assert text in capsys.readouterr().err
+
+
+def test_inspect_says_what_could_get_narrower(world, capsys):
+    assert main(["inspect", str(world / "model"), "--width"]) == 0
+    printed = capsys.readouterr().out
+    assert "narrower: 24 neurons in each of 2 layers, by intermediate_size" in printed
+    assert "not narrower: config.num_attention_heads = 2 divides a width" in printed
+    assert main(["inspect", str(world / "model"), "--format", "json"]) == 0
+    assert "width" not in json.loads(capsys.readouterr().out)

@@ -10,13 +10,14 @@ from .parser import add_model_flags, same_trust
 
 EXAMPLES = """examples:
   hf-mpruner inspect google-bert/bert-base-uncased
-  hf-mpruner inspect ./my-model --format json"""
+  hf-mpruner inspect ./my-model --width --format json"""
 USAGE = "hf-mpruner inspect MODEL ..."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `hf-mpruner inspect`."""
     add_model_flags(parser)
+    parser.add_argument("--width", action="store_true", help="also say which neurons and heads could go (narrow)")
     add_format(parser)
 
 
@@ -55,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         ],
         "refused": list(found.refusals),
     }
+    if args.width:
+        facts["width"] = _describe_widths(model)
     show(args, table=_table(facts), values=facts, quiet="\n".join(stack.path for stack in stacks))
     say(args, f"Next: {command_line('analyze', args.model, '--dataset', 'DATASET', *same_trust(args))}")
     return 0
@@ -90,7 +93,39 @@ def _table(facts: dict[str, Any]) -> str:
     lines += [f"not a stack: {reason}" for reason in facts["refused"]]
     for stack in facts["stacks"]:
         lines += ["", *rewrite_lines(stack["path"], stack["rewrites"])]
+    if "width" in facts:
+        lines += ["", *_width_lines(facts["width"])]
     return "\n".join(lines)
+
+
+def _describe_widths(model: Any) -> dict[str, Any]:
+    """Neurons and heads that can go, and why others cannot."""
+    from hf_mpruner.architectures import find_widths
+
+    found = find_widths(model)
+    groups = [
+        {
+            "what": group.what,
+            "config": [str(field) for field in group.fields],
+            "size": group.size,
+            "layers": [unit.path for unit in group.units],
+            "per_layer": group.per_layer,
+            "together": [sorted(tied) for tied in group.tied],
+        }
+        for group in found.groups
+    ]
+    return {"groups": groups, "refused": list(found.refusals)}
+
+
+def _width_lines(width: dict[str, Any]) -> list[str]:
+    lines = []
+    for group in width["groups"]:
+        own = ", another number in each if asked for" if group["per_layer"] else ""
+        noun = group["what"] if group["what"] == "neurons" else "heads, or groups of them,"
+        lines.append(
+            f"narrower: {group['size']:,} {noun} in each of {len(group['layers'])} layers, by {' and '.join(group['config'])}{own}"
+        )
+    return lines + [f"not narrower: {reason}" for reason in width["refused"]]
 
 
 def _period(stack: dict[str, Any]) -> str:
