@@ -45,7 +45,7 @@ class PruningConfig:
             estimator, tokens of one sentence as rows, mean of the sentences' values.
         estimator, rows, token_groups, average: single fields of the protocol that replace the preset's; see
             [`SimilarityProtocol`][hf_mpruner.similarity.SimilarityProtocol].
-        calibration_samples (`int`): number of examples that the similarity is measured on.
+        calibration_samples (`int`): number of examples that similarity, or what else chooses layers, is measured on.
         calibration_batch_size (`int`): examples a forward pass during the measurement.
         seed (`int`): draws the calibration sample; the training's random state is never touched.
 
