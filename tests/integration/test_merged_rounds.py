@@ -42,7 +42,7 @@ def test_rounds_merge_and_the_plan_says_how(whole):
     assert rounds[0]["merged"] == {STACK: {"0": {"0": -2.0, "1": 1.0, "2": 1.0, "3": 1.0}}}
 
 
-@pytest.mark.parametrize("step", [PENDING[0], PENDING[1], pytest.param(PENDING[2], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [PENDING[0], *(pytest.param(step, marks=pytest.mark.slow) for step in PENDING[1:])])
 def test_a_run_killed_with_a_merge_pending_ends_with_the_same_bits(whole, tmp_path, step):
     maker, run = whole
     assert pending_at(run.folder, step) is True

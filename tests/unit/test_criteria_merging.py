@@ -91,7 +91,7 @@ def paper_walk(whole: nn.Module, batches: list[dict[str, Tensor]], wanted: int, 
     return model
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_laco_is_the_walk_of_the_paper_on_models_that_are_merged_for_real(seed: int) -> None:
     model, batches = make_model(6, seed), make_batches(seed)
     stacks = find_block_stacks(model)
@@ -140,7 +140,7 @@ def test_collapses_of_collapses_add_up() -> None:
     assert collapse(once, 0, 2)[0] == (0, {0: -1.0, 1: 1.0, 2: -1.0, 3: 1.0, 4: 1.0})
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_no_larger_threshold_lets_so_many_go(seed: int) -> None:
     draw = random.Random(seed)
     depth, size, interval = draw.randint(2, 7), draw.randint(2, 4), draw.randint(1, 3)
@@ -152,7 +152,7 @@ def test_no_larger_threshold_lets_so_many_go(seed: int) -> None:
     def is_allowed(layers: Layers) -> bool:
         return stays <= {layer for layer, _ in layers}
 
-    thresholds = [step / 200 for step in range(200, -201, -1)]  # between all values, and at them
+    thresholds = [step / 100 for step in range(100, -101, -1)]  # all values there are
     for wanted in range(1, depth):
         found = best_walk(depth, wanted, size, interval, similarity, is_allowed)
         enough = [
