@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import pytest
@@ -24,7 +25,7 @@ from transformers import (
 
 from hf_mpruner import PruningPlan, apply_plan_, find_block_stacks
 from hf_mpruner.errors import CalibrationError, UnsupportedArchitectureError, UnsupportedBackendError
-from hf_mpruner.sparsity import KeepZeros, choose_zeros, sparsify_
+from hf_mpruner.sparsity import KeepZeros, SparsityReport, choose_zeros, sparsify_
 from hf_mpruner.sparsity.layers import LinearLayer, find_layers
 from hf_mpruner.sparsity.unpadded import take_apart
 from trainer_kit import build_trainer
@@ -413,7 +414,12 @@ def test_zeros_stay_while_a_trainer_trains(tmp_path):
         new = model.get_submodule(name).weight
         assert torch.equal(new == 0, old == 0), name
         assert not torch.equal(new, old), name
+    with pytest.raises(ValueError, match="zeros, but 128 by the report"):
+        KeepZeros(make_bert(), report)
+    KeepZeros(model, SparsityReport.from_dict(json.loads(json.dumps(report.to_dict()))))
     with pytest.raises(UnsupportedBackendError, match=r"trainer\.model"):
         callback.on_train_begin(None, None, None, model=make_bert())
+    cut = copy.deepcopy(model)
+    apply_plan_(cut, PruningPlan.from_kept({"bert.encoder.layer": [0, 1]}, find_block_stacks(cut)))
     with pytest.raises(ValueError, match="before layers are removed"):
-        KeepZeros(make_bert(1), report)
+        KeepZeros(cut, report)

@@ -25,11 +25,12 @@ class KeepZeros(TrainerCallback):
         report (`SparsityReport`): what `sparsify_` returned for it; names the layers.
 
     Raises:
-        ValueError: if the report is of another model.
+        ValueError: if the report is of another model, or of other weights.
 
     Example:
         >>> from hf_mpruner.sparsity import LayerZeros, SparsityReport
         >>> model = nn.Sequential(nn.Linear(4, 4))
+        >>> _ = model[0].weight.data[:, :2].zero_()
         >>> report = SparsityReport("magnitude", "unstructured", 0.5, {"0": LayerZeros(16, 8)})
         >>> callback = KeepZeros(model, report)  # trainer.add_callback(callback)
     """
@@ -45,7 +46,14 @@ class KeepZeros(TrainerCallback):
                     f"The model has no layer '{name}', which the report names. Make KeepZeros before layers are removed, "
                     "or run sparsify_ after."
                 ) from error
-            self._masks.append((weight, weight.detach() == 0))
+            mask = weight.detach() == 0
+            if int(mask.sum()) != report.layers[name].zeros:
+                raise ValueError(
+                    f"'{name}' has {int(mask.sum())} zeros, but {report.layers[name].zeros} by the report: these are other "
+                    "weights, or they were trained since. Make KeepZeros right after sparsify_, or of the sparse model that was "
+                    "saved (load it, then resume)."
+                )
+            self._masks.append((weight, mask))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Check that the Trainer trains these very weights, whole.

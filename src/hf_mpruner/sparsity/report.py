@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,12 +72,26 @@ class SparsityReport:
             "sparsity": self.sparsity,
             "model_sparsity": self.model_sparsity,
             "parameters": self.parameters,
+            "model_zeros": self.model_zeros,
             "layers": {name: {"weights": one.weights, "zeros": one.zeros} for name, one in self.layers.items()},
             "left_out": self.left_out,
             "seconds": self.seconds,
             "passes": self.passes,
             "examples": self.examples,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SparsityReport:
+        """What `to_dict` gave, e.g. to make `KeepZeros` again before a training is resumed.
+
+        Example:
+            >>> report = SparsityReport("magnitude", "2:4", 0.5, {"0": LayerZeros(16, 8)}, parameters=20, model_zeros=9)
+            >>> SparsityReport.from_dict(report.to_dict()) == report
+            True
+        """
+        layers = {name: LayerZeros(**one) for name, one in values["layers"].items()}
+        derived = {"layers", "sparsity", "model_sparsity"}
+        return cls(layers=layers, **{name: value for name, value in values.items() if name not in derived})
 
     def __str__(self) -> str:
         """One line, and one for each thing left out."""
