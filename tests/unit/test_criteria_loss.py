@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
@@ -75,14 +76,22 @@ def make_swin():
     return stretched(SwinForImageClassification(SwinConfig(**sizes, depths=[1, 7], num_labels=3)))
 
 
+FOUND = weakref.WeakKeyDictionary()
+
+
+def stacks_of(model):
+    if model not in FOUND:
+        FOUND[model] = find_block_stacks(model)
+    return list(FOUND[model])
+
+
 def inputs_of(model, batches, **more):
-    return CriterionInputs(model=model, stacks=find_block_stacks(model), batches=batches, **more)
+    return CriterionInputs(model=model, stacks=stacks_of(model), batches=batches, **more)
 
 
 def cut(model, path, removed):
     """A copy without some layers."""
-    copied = copy.deepcopy(model)
-    stacks = find_block_stacks(copied)
+    copied, stacks = copy.deepcopy(model), stacks_of(model)
     depth = next(stack.depth for stack in stacks if stack.path == path)
     apply_plan_(copied, PruningPlan.from_kept({path: [i for i in range(depth) if i not in removed]}, stacks))
     return copied

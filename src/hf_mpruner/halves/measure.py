@@ -107,10 +107,6 @@ def find_all_halves(inputs: CriterionInputs, batch: Mapping[str, Any]) -> tuple[
                 )
                 found.pop(stack.path, None)
                 break
-        kinds = {tuple(half.kind for half in halves) for halves in found.get(stack.path, ())}
-        if len(kinds) > 1:
-            notes[stack.path] = f"Its blocks are of several kinds: {', '.join(map(str, sorted(kinds)))}."
-            del found[stack.path]
     return found, notes
 
 

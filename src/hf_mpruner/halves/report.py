@@ -93,7 +93,8 @@ class HalvesReport:
 def _table(stack: StackHalves) -> str:
     if not stack.layers:
         return f"{stack.path}: not measured. {stack.note}"
-    kinds = list(stack.layers[0])
+    fullest = max(range(len(stack.layers)), key=lambda layer: len(stack.layers[layer]))
+    kinds = list(stack.layers[fullest])  # some decoders read the encoder in some of their layers only
     heads = [(f"{kind}: influence", "output change") for kind in kinds]
     lines = [
         f"{stack.path} ({stack.layout} blocks)",
@@ -101,12 +102,13 @@ def _table(stack: StackHalves) -> str:
     ]
     for number, layer in enumerate(stack.layers):
         cells = [
-            f"  {_number(layer[kind].influence):>{len(one)}}  {_number(layer[kind].output_change):>{len(other)}}"
+            f"  {_number(layer.get(kind), 'influence'):>{len(one)}}  {_number(layer.get(kind), 'output_change'):>{len(other)}}"
             for kind, (one, other) in zip(kinds, heads, strict=True)
         ]
         lines.append(f"{number:>5}" + "".join(cells))
     return "\n".join([*lines, *([stack.note] if stack.note else [])])
 
 
-def _number(value: float | None) -> str:
+def _number(half: HalfScore | None, name: str) -> str:
+    value = None if half is None else getattr(half, name)
     return "-" if value is None else f"{value:.4f}"
