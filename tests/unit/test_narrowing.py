@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ from hf_mpruner import (
 from hf_mpruner.architectures import count_parameters, find_widths, prove_width
 from hf_mpruner.plan import UnitPlan
 from hf_mpruner.surgery import WidthEdit, masked
+from hf_mpruner.surgery import narrow as narrow_module
 
 HIDDEN, NEURONS, LAYERS = 16, 24, 2
 SMALL = {"num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "intermediate_size": NEURONS, "num_attention_heads": 4}
@@ -252,6 +254,28 @@ def test_full_verification_finds_what_no_structure_shows(monkeypatch):
     with pytest.raises(UnsupportedArchitectureError, match="same neurons or heads set to zero"):
         apply_width_plan_(model, plan, verify="full", inputs=inputs)
     assert torch.equal(first(model(**inputs)), before)
+
+
+def deep_half(seed=0):
+    """Twelve layers in bfloat16 with weights of size 1: rounding grows over what is allowed in one layer."""
+    torch.manual_seed(seed)
+    model = BertForSequenceClassification(BertConfig(**{**TOKENS, "num_hidden_layers": 12, "intermediate_size": 96}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return model.bfloat16().eval()
+
+
+def test_rounding_in_16_bits_is_no_fault_and_other_neurons_are_one(monkeypatch):
+    model = deep_half()
+    plan, inputs = draw_plan(model, "neurons", 48), inputs_of(model)
+    apply_width_plan_(model, plan, verify="full", inputs=inputs)
+    model = deep_half()
+    wrong = {path: replace(unit, kept=unit.removed) for path, unit in plan.units.items()}
+    masked = narrow_module.masked
+    monkeypatch.setattr(narrow_module, "masked", lambda model, _, found: masked(model, WidthPlan(wrong), found))
+    with pytest.raises(UnsupportedArchitectureError, match="same neurons or heads set to zero"):
+        apply_width_plan_(model, plan, verify="full", inputs=inputs)
 
 
 def test_weights_that_are_elsewhere_are_refused():

@@ -272,19 +272,24 @@ def apply_compared_(
     """
     edit = WidthEdit(model, plan, found=found)
     with keep_rng_state(), evaluating(model):
+        whole = run_still(model, inputs)
         with masked(model, plan, found):
             wanted = run_still(model, inputs)
         edit.apply()
         try:
-            _check(model, wanted, inputs, saved=saved)
+            _check(model, wanted, whole, inputs, saved=saved)
         except BaseException:
             edit.undo()
             raise
     return edit
 
 
-def _check(model: PreTrainedModel, wanted: Outputs, inputs: Mapping[str, Any], *, saved: bool) -> None:
+def _check(model: PreTrainedModel, wanted: Outputs, whole: Outputs, inputs: Mapping[str, Any], *, saved: bool) -> None:
     """Compare the narrowed model with what it must compute, and with itself after a way over the disk.
+
+    In 16 bits the rounding of shorter sums grows from layer to layer. There a narrowed model that is off by more than the
+    usual allowance must still be within a tenth of what it must compute, or nearer to it than half of what narrowing
+    changes: with other neurons than planned it would be about as far from it as the whole model is.
 
     Raises:
         UnsupportedArchitectureError: says what differs.
@@ -293,7 +298,7 @@ def _check(model: PreTrainedModel, wanted: Outputs, inputs: Mapping[str, Any], *
     exact = allowed_error(model)
     outputs = run_still(model, inputs)
     fault = find_difference(outputs, wanted, max(exact, ROUNDING))
-    if fault:
+    if fault and not (exact > ROUNDING and _is_nearer(outputs, wanted, whole)):
         raise UnsupportedArchitectureError(
             f"{name}: the narrowed model is not the whole one with the same neurons or heads set to zero: {fault}. The model "
             "was not changed."
@@ -310,3 +315,20 @@ def _check(model: PreTrainedModel, wanted: Outputs, inputs: Mapping[str, Any], *
                 f"{name}: a copy of the narrowed model that was saved and loaded again puts out something else: {fault}. The "
                 "model was not changed."
             )
+
+
+def _is_nearer(outputs: Outputs, wanted: Outputs, whole: Outputs) -> bool:
+    """Whether outputs are the wanted ones, up to a tenth or half of what separates those from the whole model's."""
+    if outputs.keys() != wanted.keys():
+        return False
+    floats = [name for name, tensor in wanted.items() if tensor.is_floating_point()]
+
+    def apart(one: Tensor, other: Tensor) -> float:
+        return float((one.double() - other.double()).nan_to_num().norm())
+
+    return bool(floats) and all(
+        outputs[name].shape == tensor.shape
+        and apart(outputs[name], tensor) <= max(apart(whole[name], tensor) / 2, float(tensor.double().norm()) / 10)
+        for name, tensor in wanted.items()
+        if name in floats
+    )
