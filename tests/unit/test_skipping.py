@@ -133,11 +133,21 @@ def test_blocks_that_put_out_one_tensor_are_computed_once(make_bert):
     assert calls == [1]
 
 
-def test_generate_without_layers_is_that_of_the_cut_model():
-    """The layer that is skipped is the one whose cache says how long the sequence is."""
-    model = made(make_llama)
+@pytest.mark.parametrize(
+    ("make", "layers"),
+    [
+        (make_llama, {"model.layers": [0, 3]}),
+        (make_gpt2, {"transformer.h": [0, 1]}),
+        (make_t5, {"encoder.block": [2], "decoder.block": [0]}),
+    ],
+)
+def test_generate_without_layers_is_that_of_the_cut_model(make, layers):
+    """Also without the layer whose cache says how long the sequence is."""
+    model = made(make)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)  # so that what is generated depends on the layers
     stacks = find_block_stacks(model)
-    layers = {"model.layers": [0, 3]}
     cut = copy.deepcopy(model)
     apply_plan_(cut, PruningPlan.from_kept(kept_of(stacks, layers), stacks))
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
