@@ -19,7 +19,7 @@ from .config import PruningConfig
 from .cut import PendingCut, check_verification, make_cut
 from .errors import MPrunerError, UnsupportedArchitectureError
 from .plan import PruningPlan
-from .planner import Measure, RoundPlanner, Score
+from .planner import TARGET_REACHED, Measure, RoundPlanner, Score
 from .record import Measurement, PruningRecord, Round
 from .recovery import WholeModel, make_trainable
 from .roundplan import RoundPlan, new_record, new_round
@@ -97,6 +97,8 @@ class PruningEngine:
         self._next: RoundPlan | None = None
         if record is not None:
             self.record = record
+            if record.stopped == TARGET_REACHED and not self._planner.reached(record):
+                record.stopped = None  # the config asks for fewer layers now
             self._judge.adopt(record)
             return
         self.record = new_record(model, config, self._planner.depths)
@@ -296,7 +298,7 @@ class PruningEngine:
             self._next = None
             self._planner.forget()
             if self._planner.reached(self.record):
-                self.stop("target reached")
+                self.stop(TARGET_REACHED)
         else:
             self._reject(round_, self._next)
         return round_

@@ -33,6 +33,8 @@ from .similarity import SimilarityMatrix
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TARGET_REACHED = "target reached"
+
 Measure = Callable[[list[BlockStack]], dict[str, SimilarityMatrix]]
 Score = Callable[[Criterion, list[BlockStack], dict[str, int]], ScoredLayers]
 
@@ -113,7 +115,7 @@ class RoundPlanner:
             `RoundPlan`, or in words why there is none.
         """
         if self.reached(record):
-            return "target reached"
+            return TARGET_REACHED
         if self.config.max_rounds is not None and len(record.rounds) >= self.config.max_rounds:
             return f"max_rounds={self.config.max_rounds} reached"
         if all(len(layers) == 1 for layers in record.kept.values()):

@@ -11,6 +11,7 @@ from hf_mpruner.config import PruningConfig
 from hf_mpruner.record import CHOSEN_BY_JUDGE
 from hf_mpruner.report import PruningReport, chosen_by, scored_rounds, total_cost, write_plots
 from hf_mpruner.report.scores import ScoreMarks, score_chart
+from hf_mpruner.tracking import _draw
 from report_kit import bert_report, build_report
 
 STACK = "bert.encoder.layer"
@@ -176,3 +177,21 @@ def test_cka_with_a_number_of_layers_names_no_threshold():
     assert "a number of layers went, chosen by `cka`" in card
     assert "form a cluster" not in card
     assert "threshold 0.98" not in report.to_html()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_last_scores_go_where_the_integrations_log(ended):
+    pytest.importorskip("matplotlib")
+    names = [name for name, _ in _draw(scored_report().record, ended)]
+    rest = ["mpruner/layers", "mpruner/metric"]
+    assert names == (rest if ended else [f"mpruner/scores_{STACK}", *rest])
+
+
+def test_nothing_trained_where_no_step_was_taken():
+    """A verdict that waits for no training still takes a moment."""
+    report = scored_report()
+    for round_ in report.record.rounds:
+        round_.started_at_step = round_.decided_at_step = 0
+    assert all(round_.recovery_seconds > 0 for round_ in report.rounds)
+    assert "without the training that followed it" not in card_of(report)
+    assert "Nothing trained between a cut and its verdict." in card_of(report)

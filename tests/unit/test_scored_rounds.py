@@ -14,12 +14,14 @@ from hf_mpruner import PruningConfig, prune_
 from hf_mpruner.architectures import BlockStack, ConfigField, find_block_stacks
 from hf_mpruner.clusters import find_clusters
 from hf_mpruner.criteria import (
+    CriterionInputs,
     LayerScores,
     Quota,
     ScoredLayers,
     as_recorded,
     find_criterion,
     from_original,
+    score_layers,
     to_original,
 )
 from hf_mpruner.engine import PruningEngine
@@ -257,8 +259,6 @@ def test_a_run_that_is_gone_on_with_scores_nothing_again_and_repeats_no_rejected
 
     def engine_of(model, record=None):
         def score(criterion, stacks, num_removed):
-            from hf_mpruner.criteria import CriterionInputs, score_layers
-
             return score_layers(criterion, CriterionInputs(model, stacks, num_removed=num_removed))
 
         judge = scripted(values)
@@ -278,6 +278,25 @@ def test_a_run_that_is_gone_on_with_scores_nothing_again_and_repeats_no_rejected
     later.decide()
     assert not later.start_round()
     assert later.record.stopped == "rejected up to granularity 3"
+
+
+def test_a_run_that_reached_its_target_goes_on_to_a_smaller_one(make_bert):
+    def engine_of(model, target, record=None):
+        def score(criterion, stacks, num_removed):
+            return score_layers(criterion, CriterionInputs(model, stacks, num_removed=num_removed))
+
+        config = PruningConfig(criterion="tail", target_num_layers=target, **SMALL)
+        return PruningEngine(model, config, measure=lambda stacks: {}, score=score, record=record)
+
+    model = make_bert()
+    first = engine_of(model, 3)
+    first.start_round()
+    first.decide()
+    assert (first.done, first.record.stopped) == (True, "target reached")
+    assert engine_of(model, 3, first.record).done
+    later = engine_of(model, 2, first.record)
+    assert later.start_round()
+    assert later.record.rounds[-1].kept == {STACK: [0, 1]}
 
 
 def test_what_rounds_merge_is_told_in_layers_of_the_original_model(make_bert):

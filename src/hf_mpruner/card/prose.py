@@ -92,8 +92,8 @@ def kept_now(record: PruningRecord) -> dict[str, list[int]]:
 
 
 def has_trained(report: PruningReport) -> bool:
-    """Whether anything trained between a cut and its verdict."""
-    return any(round_.recovery_seconds > 0 or round_.decided_at_step > 0 for round_ in report.rounds)
+    """Whether anything trained: a verdict that waits for no training takes a moment, but no step."""
+    return any(round_.decided_at_step > 0 for round_ in report.rounds)
 
 
 def _is_dated(record: PruningRecord, base_model: str) -> bool:
