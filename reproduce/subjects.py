@@ -73,6 +73,7 @@ class Subject:
 def add_subject(parser: argparse.ArgumentParser) -> None:
     """Flags that choose a subject."""
     parser.add_argument("--subject", choices=("resnet", "text"), default="resnet")
+    parser.add_argument("--layer_type", choices=("basic", "bottleneck"), default="basic", help="resnet: kind of block")
     parser.add_argument("--model", help="text: an encoder's folder or Hub id instead of a small BERT")
     parser.add_argument("--data", help="text: folder with train, validation and test of `text` and `label`")
     parser.add_argument("--train", type=int, help="training examples (default: all)")
@@ -208,11 +209,12 @@ def _few(data: DatasetDict, args: argparse.Namespace) -> DatasetDict:
 
 
 def _resnet(args: argparse.Namespace) -> Subject:
-    """8 + 8 basic blocks of 16 and 32 channels on digits of 32 x 32 pixels; the first block of a stage is pinned."""
+    """8 + 8 blocks of 16 and 32 channels (bottleneck: 32 and 64) on digits of 32 x 32 pixels; stage openers are pinned."""
     from offline_data import digits
 
     torch.set_num_threads(1)  # tensors this small lose more by waiting for each other than they gain
-    options = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [8, 8], "layer_type": "basic"}
+    widths = [16, 32] if args.layer_type == "basic" else [32, 64]
+    options = {"embedding_size": 16, "hidden_sizes": widths, "depths": [8, 8], "layer_type": args.layer_type}
 
     def build(seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)
@@ -220,7 +222,8 @@ def _resnet(args: argparse.Namespace) -> Subject:
 
     data = _few(digits(size=32), args)
     settings = {"epochs": args.epochs or 20, "rate": 2e-3, "recovery_rate": 1e-3, "batch_size": 64}
-    return Subject("resnet", build, data, None, {"model": "ResNet", **options, **_sizes(data), **settings})
+    name = "resnet" if args.layer_type == "basic" else "resnet-bottleneck"
+    return Subject(name, build, data, None, {"model": "ResNet", **options, **_sizes(data), **settings})
 
 
 def _text(args: argparse.Namespace) -> Subject:
@@ -279,7 +282,8 @@ def _text(args: argparse.Namespace) -> Subject:
         "max_length": args.max_length,
         **_sizes(data),
     }
-    return Subject("text", build, data, tokenizer, settings)
+    name = f"text-{Path(args.model).name}" if args.model else "text"
+    return Subject(name, build, data, tokenizer, settings)
 
 
 def _sizes(data: DatasetDict) -> dict[str, Any]:

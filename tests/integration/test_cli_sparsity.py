@@ -145,3 +145,13 @@ def test_a_pattern_has_its_own_sparsity(call):
     code, out, err = call("--pattern", "1:4", "--method", "magnitude", "--format", "json")
     assert code == 0, err
     assert [cell["asked"] for cell in json.loads(out)["cells"]] == [0.0, 0.75] * 2
+
+
+def test_flags_stand_in_a_file(call, world):
+    (world / "sweep.yaml").write_text("sparsities: [0.25]\nmethod: magnitude\nskip: [attention.output.dense]\n")
+    code, out, err = call("--config", world / "sweep.yaml", "--format", "json")
+    assert code == 0, err
+    values = json.loads(out)
+    assert values["method"] == "magnitude"
+    assert [cell["asked"] for cell in values["cells"]] == [0.0, 0.25] * 2
+    assert any("skip=" in why for why in values["cells"][1]["left_out"].values())
