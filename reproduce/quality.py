@@ -56,11 +56,11 @@ BASELINES = ("tail", "alternate", "random")
 # Task -> what fits a machine of two cores in three quarters of an hour, where nothing else is asked for.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "text-classification": {
-        "train": 1050, "test": 1050, "max_length": 64, "calibration_samples": 128, "batch_size": 32, "max_steps": -1,
+        "train": 800, "test": 1050, "max_length": 64, "calibration_samples": 128, "batch_size": 32, "max_steps": -1,
         "learning_rate": 2e-4,
     },
     "text-generation": {
-        "train": 1024, "test": 256, "max_length": 128, "calibration_samples": 64, "batch_size": 8, "max_steps": 60,
+        "train": 1024, "test": 256, "max_length": 128, "calibration_samples": 64, "batch_size": 8, "max_steps": 50,
         "learning_rate": 5e-4,
     },
 }  # fmt: skip

@@ -356,3 +356,43 @@ def test_cells_are_plain_files_and_nothing_else_is_left(script, source, tmp_path
         text = (tmp_path / "out" / name).read_text()
         json.loads(text)
         assert str(tmp_path) not in text
+
+
+def test_a_depth_may_name_stacks_of_an_encoder_decoder(tmp_path):
+    from datasets import Dataset
+    from transformers import T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
+
+    sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "decoder_start_token_id": 0}
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(num_layers=3, num_decoder_layers=4, **sizes)).save_pretrained(tmp_path / "t5")
+    rows = Dataset.from_list([{"input_ids": [3, 4, 5, i], "labels": [6, i]} for i in range(7, 19)])
+
+    def make(path, seed):
+        args = TrainingArguments(str(tmp_path / "t"), seed=seed, report_to="none", use_cpu=True, disable_tqdm=True)
+        model = T5ForConditionalGeneration.from_pretrained(path)
+        return Trainer(model, args, train_dataset=rows.select(range(8)), eval_dataset=rows.select(range(8, 12)))
+
+    config = PruningConfig(metric="loss", calibration_samples=8, calibration_batch_size=4, recovery_epochs=0)
+    found = compare_criteria(
+        make, tmp_path / "t5", config, criteria=["tail", "cka", "loss"], seeds=1, calibration=rows.select(range(8)),
+        num_layers=["decoder.block:2", ["encoder.block:2", "decoder.block:3"], 2], output_dir=tmp_path / "out",
+    )  # fmt: skip
+    assert not [row.failed for row in found.rows if row.failed]
+    tail = {row.target: row.kept[0] for row in found.rows if row.criterion == "tail"}
+    assert tail == {
+        "decoder.block:2": {"encoder.block": [0, 1, 2], "decoder.block": [0, 1]},
+        "encoder.block:2,decoder.block:3": {"encoder.block": [0, 1], "decoder.block": [0, 1, 2]},
+        "2": {"encoder.block": [0, 1], "decoder.block": [0, 1]},
+    }
+    assert found.targets == ("decoder.block:2", "encoder.block:2,decoder.block:3", "2")
+    assert found.rows[1].scoring["forward_passes"] == 1.0
+
+
+def test_examples_without_labels_do_for_those_that_need_no_loss(script, source, tmp_path):
+    rows = [{name: value for name, value in row.items() if name != "labels"} for row in Rows(12, 3)]
+    options = {"num_layers": [3], "seeds": [0], "config": dataclasses.replace(CONFIG, recovery_epochs=0)}
+    found = compare(script, source, tmp_path / "out", ["block_influence", "loss", "tail"], calibration=rows, **options)
+    failed = {row.criterion: row.failed for row in found.rows if row.failed}
+    assert set(failed) == {"loss"}
+    assert "with seed 0" in failed["loss"]
+    assert "loss" in failed["loss"]
