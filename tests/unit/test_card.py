@@ -484,6 +484,11 @@ SAID = {
         ALL_KEPT, {"data": {role: {"source": "evaluation set"} for role in ROLES}},
         "chosen on the same data that judged",
     ),
+    "a sample of the evaluation set chose": (
+        ALL_KEPT,
+        {"data": {"calibration": {"source": "sample of the evaluation set"}, "judging": {"source": "evaluation set"}}},
+        "chosen on the same data that judged",
+    ),
     "within noise": ([({STACK: [0, 2]}, "accepted", 0.935)], {"halfwidth": 0.02}, "half the width of its 95% interval"),
     "no interval": ([({STACK: [0, 2]}, "accepted", 0.9)], {}, "is chance is not known: no interval was computed"),
     "nothing measured": ([({STACK: [0, 2]}, "unjudged", None)], {"baseline": None}, "No metric was measured."),

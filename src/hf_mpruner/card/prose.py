@@ -292,7 +292,8 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return True
     if one.get("dataset") or other.get("dataset"):
         return all(one.get(key) == other.get(key) for key in ("dataset", "config", "split", "revision"))
-    return one.get("source") == other.get("source") and one.get("source") not in (None, "given by the user")
+    sources = [str(part.get("source") or "").removeprefix("sample of the ") for part in (one, other)]
+    return sources[0] == sources[1] and sources[0] not in ("", "given by the user")
 
 
 def all_settings(config: PruningConfig | None, record: PruningRecord) -> dict[str, Any]:
