@@ -127,7 +127,7 @@ def fine_tune(args: argparse.Namespace, folder: Path) -> None:
     rows = read_rows(args, "train", args.fit)
     set_seed(0)
     trainer = make_maker(args, rows, rows)(args.model, 0, num_labels=1 + max(rows["labels"]))
-    trainer.args.num_train_epochs = args.epochs
+    trainer.args.num_train_epochs, trainer.args.max_steps = args.epochs, -1
     trainer.train()
     with new_folder(folder) as draft:
         trainer.save_model(str(draft))
@@ -227,20 +227,22 @@ def make_page(results: Path = RESULTS, page: Path = PAGE) -> str:
 def in_words(setting: dict[str, Any], comparison: Comparison) -> str:
     """What was measured on what, in sentences."""
     model, versions = comparison.settings["model"], comparison.settings["versions"]
+    steps = f"{setting['max_steps']} steps of {setting['batch_size']}"
+    budget = steps if setting["max_steps"] > 0 else counted(setting["recovery_epochs"], "epoch")
     layers = " and ".join(f"{depth} layers" for depth in model["layers"].values())
     if setting["task"] == "text-classification":
         what = (
             f"`{setting['model']}` ({model['class']}, {layers}), {setting['about']}, is fine-tuned for "
             f"{counted(setting['epochs'], 'epoch')} on {setting['fit']:,} training rows of `{setting['data']}`, cut to "
-            f"{setting['max_length']} tokens. What a cut leaves recovers for {counted(setting['recovery_epochs'], 'epoch')} on "
+            f"{setting['max_length']} tokens. What a cut leaves recovers for {budget} on "
             f"{setting['train']:,} of these rows, and is judged on {setting['test']:,} test rows."
         )
     else:
         what = (
             f"`{setting['model']}` ({model['class']}, {layers}), {setting['about']}, is judged by the "
             f"loss of the next token on {setting['test']:,} blocks of {setting['max_length']} tokens from test documents of "
-            f"`{setting['data']}`. What a cut leaves recovers for {setting['max_steps']} steps of {setting['batch_size']} such "
-            "blocks from training documents."
+            f"`{setting['data']}`. What a cut leaves recovers for {budget} on "
+            f"{setting['train']:,} such blocks from training documents."
         )
     return (
         f"{what} AdamW, {setting['batch_size']} examples a step, a rate of {setting['learning_rate']:g} that decays to 0. Criteria "

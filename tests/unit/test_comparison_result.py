@@ -6,6 +6,7 @@ import math
 import statistics
 
 import pytest
+import torch
 
 from hf_mpruner import Comparison
 from hf_mpruner.comparison import Row
@@ -137,6 +138,12 @@ def test_a_fingerprint_is_of_the_examples_not_of_their_container():
     assert fingerprint(changed[200:400]) != fingerprint(rows[200:400])
     assert fingerprint({"a": rows, "b": rows[1:]})["a"] == fingerprint(rows)
     assert fingerprint(iter(rows)) == {"kind": "list_iterator"}
+    pixels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    forms = [{"pixel_values": form} for form in (pixels[0], pixels[0].numpy(), pixels[0].tolist())]
+    assert fingerprint(forms[:1]) == fingerprint(forms[1:2]) == fingerprint(forms[2:])
+    assert fingerprint([{"pixel_values": pixels[1]}]) != fingerprint(forms[:1])
+    assert fingerprint([{"words": ["a", "b"]}]) != fingerprint([{"words": ["a", "c"]}])
+    assert fingerprint([{"ragged": [[1], [2, 3]]}]) != fingerprint([{"ragged": [[1, 2], [3]]}])
 
 
 def test_shared_examples_are_counted_by_what_the_model_reads():

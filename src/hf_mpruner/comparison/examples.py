@@ -104,12 +104,10 @@ def _add(total: Any, value: Any) -> None:
             _add(total, value[name])
     elif isinstance(value, str | bytes | int | float | bool) or value is None:
         total.update(repr(value).encode())
-    elif isinstance(value, torch.Tensor):
-        _add(total, value.detach().cpu().tolist())
-    elif hasattr(value, "tolist"):  # numpy
-        _add(total, value.tolist())
+    elif (numbers := _numbers(value)) is not None:
+        total.update(f"{numbers.dtype} {numbers.shape}".encode())
+        total.update(np.ascontiguousarray(numbers))
     elif isinstance(value, list | tuple):
-        total.update(b"[")
         for one in value:
             _add(total, one)
             total.update(b",")
@@ -117,3 +115,19 @@ def _add(total: Any, value: Any) -> None:
         total.update(value.tobytes())
     else:
         total.update(type(value).__name__.encode())
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """Numbers in one form, whether they come as a tensor, an array or lists; `None` for anything else."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+    elif not isinstance(value, list | tuple | np.ndarray):
+        return None
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        return None
+    if array.dtype.kind in "biu":
+        return array.astype(np.int64)
+    return array.astype(np.float64) if array.dtype.kind == "f" else None
