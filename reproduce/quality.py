@@ -61,7 +61,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "text-generation": {
         "train": 1024, "test": 256, "max_length": 128, "calibration_samples": 64, "batch_size": 8, "max_steps": 50,
-        "learning_rate": 5e-4,
+        "learning_rate": 2e-4,
     },
 }  # fmt: skip
 
