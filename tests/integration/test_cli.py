@@ -155,7 +155,7 @@ def test_version_and_nothing(run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prun"], r"'prun' is no command (did you mean 'prune'?). Commands: inspect, analyze, prune"),
+        (["prun"], r"'prun' is no command (did you mean 'prune'?). Commands: inspect, analyze, compare, prune"),
         (["inspect"], "the following arguments are required: MODEL. See hf-mpruner inspect --help."),
         (["inspect", "m", "--formt", "json"], "unknown argument --formt (did you mean '--format'?)"),
         (["analyze", "m"], "the following arguments are required: --dataset"),
