@@ -116,9 +116,10 @@ class Comparison(Ranking):
         better = "greater" if self.greater_is_better else "smaller"
         found = [f"Judged by {self.metric} ({better} is better), over {counted(len(self.seeds), 'seed')}."]
         after = "after recovery" if self.recovers else "before recovery"
+        spread = f"± is half of Student's 95 % interval of the mean over n = {len(self.seeds)} seeds; "
         found.append(
-            f"± is half of Student's 95 % interval of the mean over n = {len(self.seeds)} seeds; [low, high] is Wilson's of one "
-            f"model's share of examples. 'behind best' is the mean of the seeds' differences {after}."
+            f"{spread if len(self.seeds) > 1 else ''}[low, high] is Wilson's interval of one model's share of examples. "
+            f"'behind best' is the mean of the seeds' differences {after}."
         )
         if self.recovers:
             found.append(

@@ -104,6 +104,9 @@ def _imported(name: str, module: str, kind: str) -> Criterion:
     try:
         found = getattr(import_module(module), kind)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"criterion='{name}' cannot be imported: {error}.") from error
+        raise ValueError(
+            f"criterion='{name}' cannot be imported: {error}. A module of the current folder is found with PYTHONPATH=. in "
+            "front of the command."
+        ) from error
     register_criterion(found)
     return _REGISTERED[found.name]
