@@ -81,7 +81,7 @@ def test_a_folder_that_one_process_does_not_see_is_refused(found: Found) -> None
 @pytest.mark.parametrize(
     ("where", "doing"),
     [
-        ("making", "making the Trainer of the candidate"),
+        pytest.param("making", "making the Trainer of the candidate", marks=pytest.mark.slow),
         pytest.param("training", "training the candidate", marks=pytest.mark.slow),
         pytest.param("evaluation", "evaluating the model", marks=pytest.mark.slow),
     ],

@@ -11,7 +11,10 @@ from distributed_kit import launch
 
 @pytest.mark.parametrize(
     ("where", "doing"),
-    [("calibration", "measuring similarity"), ("evaluation", "evaluating the model")],
+    [
+        pytest.param("calibration", "measuring similarity", marks=pytest.mark.slow),
+        ("evaluation", "evaluating the model"),
+    ],
 )
 def test_a_process_that_fails_ends_all(where: str, doing: str, tmp_path: Path) -> None:
     done = launch("fail.py", tmp_path, where, timeout=120)  # the Trainer's own communication would wait half an hour

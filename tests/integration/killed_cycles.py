@@ -182,7 +182,7 @@ def spend(folder: Path, moment: str | None) -> bool:
 
 
 def main() -> None:
-    """`killed_cycles.py FOLDER`."""
+    """`killed_cycles.py FOLDER [NUMBER OF A KILL] ...`; all of them by default."""
     import gc
 
     import hf_mpruner.cycles  # noqa: F401  the forks inherit what is imported
@@ -192,7 +192,8 @@ def main() -> None:
     save_bert(root / "source")
     gc.collect()
     gc.freeze()  # each Trainer has the garbage collected
-    for i, kills in enumerate([[], *KILLS]):
+    chosen = [KILLS[int(number)] for number in sys.argv[2:]] or KILLS
+    for i, kills in enumerate([[], *chosen]):
         folder = root / str(i)
         folder.mkdir()
         killed = [spend(folder, moment) for moment in kills]
