@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     from . import halves, scores
     from .loading import choose_columns, load_split, read_settings, take
-    from .measure import chosen_stacks, measure, suggest
+    from .measure import Rows, chosen_stacks, measure, suggest
     from .models import load_config, load_for_analysis, load_processor
 
     if not config.plans_by_threshold:
@@ -69,16 +69,17 @@ def run(args: argparse.Namespace) -> int:
     processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code, **options)
     named = task if args.task else None
     model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code, named)
-    stacks, given = chosen_stacks(model, config), (model, data, processor, columns)
+    stacks = chosen_stacks(model, config)
+    rows = Rows(model, data, processor, columns, task, read_settings(args, config.seed))
     parts = None
     if args.halves:
-        parts = halves.measure(*given, config, stacks, task, read_settings(args, config.seed), folder)
+        parts = halves.measure(rows, config, stacks, folder)
     if not config.plans_by_threshold:
         if config.target_num_layers is not None:  # all that are to go, in however many rounds
             config = dataclasses.replace(config, layers_per_round=None)
-        scored = scores.score(args.model, *given, config, stacks, task, read_settings(args, config.seed))
+        scored = scores.score(args.model, rows, config, stacks)
         return _show_scores(args, scored, model, folder, parts)
-    matrices = measure(*given, config, stacks, task, read_settings(args, config.seed))
+    matrices = measure(rows, config, stacks)
     plan = suggest(args.model, model, matrices, stacks, config)
     choices = _choices(model, matrices, stacks, config)
     drawn = folder is not None and _write(folder, matrices, plan)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -14,7 +15,7 @@ from hf_mpruner.data import Columns, calibration_loader, draw_sample
 from hf_mpruner.features import measure_similarity
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.similarity import SimilarityMatrix
-from hf_mpruner.tasks import Settings, Task
+from hf_mpruner.tasks import Purpose, Settings, Task
 
 from .parser import UsageError
 
@@ -37,27 +38,35 @@ def chosen_stacks(model: PreTrainedModel, config: PruningConfig) -> list[BlockSt
     return [stack for stack in stacks if config.stacks is None or stack.path in config.stacks]
 
 
-def measure(
-    model: PreTrainedModel,
-    data: Any,
-    processing_class: Any,
-    columns: Columns,
-    config: PruningConfig,
-    stacks: list[BlockStack],
-    task: Task,
-    settings: Settings,
-) -> Matrices:
+class Rows(NamedTuple):
+    """Raw data, and what turns it into batches of a model."""
+
+    model: PreTrainedModel
+    data: Any
+    processing_class: Any
+    columns: Columns
+    task: Task
+    settings: Settings
+
+    def batches(
+        self, config: PruningConfig, purpose: Purpose = "calibration", *, keep_labels: bool = False
+    ) -> Iterable[Mapping[str, Any]]:
+        """Calibration batches of a sample, drawn and read as the config and the task say."""
+        sample = draw_sample(self.data, config.calibration_samples, config.seed)
+        return calibration_loader(
+            self.task.prepare(sample, self.columns, self.model, self.processing_class, self.settings, purpose),
+            num_samples=config.calibration_samples,
+            batch_size=config.calibration_batch_size,
+            seed=config.seed,
+            processing_class=self.processing_class,
+            model=self.model,
+            keep_labels=keep_labels,
+        )
+
+
+def measure(rows: Rows, config: PruningConfig, stacks: list[BlockStack]) -> Matrices:
     """Similarity matrices on a sample of raw data, by stack path."""
-    sample = draw_sample(data, config.calibration_samples, config.seed)
-    loader = calibration_loader(
-        task.prepare(sample, columns, model, processing_class, settings, "calibration"),
-        num_samples=config.calibration_samples,
-        batch_size=config.calibration_batch_size,
-        seed=config.seed,
-        processing_class=processing_class,
-        model=model,
-    )
-    return measure_similarity(model, loader, stacks, protocol=config.protocol)
+    return measure_similarity(rows.model, rows.batches(config), stacks, protocol=config.protocol)
 
 
 def cluster(matrices: Matrices, config: PruningConfig, threshold: float) -> dict[str, list[LayerCluster]]:

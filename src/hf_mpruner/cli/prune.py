@@ -153,17 +153,17 @@ def _check(args: argparse.Namespace, config: PruningConfig) -> None:
 
 def _dry_run(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> int:
     from . import scores
-    from .measure import chosen_stacks, measure, suggest
+    from .measure import Rows, chosen_stacks, measure, suggest
 
     model = inputs.model
     stacks = chosen_stacks(model, config)
-    data = (inputs.calibration, inputs.processing_class, inputs.columns)
+    rows = Rows(model, inputs.calibration, inputs.processing_class, inputs.columns, inputs.task, inputs.settings)
     if config.plans_by_threshold:
-        matrices = measure(model, *data, config, stacks, inputs.task, inputs.settings)
+        matrices = measure(rows, config, stacks)
         plan = suggest(args.model, model, matrices, stacks, config)
     else:
         scores.check_alone(config, "Leave --dry_run out.")
-        plan = scores.score(args.model, model, *data, config, stacks, inputs.task, inputs.settings).plan
+        plan = scores.score(args.model, rows, config, stacks).plan
     preview = plan.preview(model)
     values = {"plan": plan.to_dict(), "preview": dataclasses.asdict(preview)}
     show(args, table=str(preview), values=values, quiet=str(plan))

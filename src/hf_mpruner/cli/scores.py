@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -22,14 +22,14 @@ from hf_mpruner.criteria import (
     score_layers,
     to_original,
 )
-from hf_mpruner.data import Columns, calibration_loader, draw_sample
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.report import cost_in_words
 from hf_mpruner.roundplan import find_alike
 from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_json
-from hf_mpruner.tasks import Purpose, Settings, Task
+from hf_mpruner.tasks import Purpose
 
+from .measure import Rows
 from .output import align
 from .parser import UsageError
 
@@ -67,17 +67,7 @@ def check_alone(config: PruningConfig, instead: str) -> None:
         )
 
 
-def score(
-    name: str,
-    model: PreTrainedModel,
-    data: Any,
-    processing_class: Any,
-    columns: Columns,
-    config: PruningConfig,
-    stacks: list[BlockStack],
-    task: Task,
-    settings: Settings,
-) -> Scored:
+def score(name: str, rows: Rows, config: PruningConfig, stacks: list[BlockStack]) -> Scored:
     """Score a sample of raw data and plan for the number of layers that the config asks for.
 
     Raises:
@@ -93,20 +83,11 @@ def score(
     except ValueError as error:
         raise UsageError(f"--{error}" if str(error).startswith("target_num_layers") else str(error)) from error
     numbers = quota.numbers(stacks, protected, config.granularity)
-    sample = draw_sample(data, config.calibration_samples, config.seed)
-    loader = calibration_loader(
-        task.prepare(sample, columns, model, processing_class, settings, purpose_of(config)),
-        num_samples=config.calibration_samples,
-        batch_size=config.calibration_batch_size,
-        seed=config.seed,
-        processing_class=processing_class,
-        model=model,
-        keep_labels=needs_labels(config),
-    )
+    model = rows.model
     inputs = CriterionInputs(
         model,
         [stack for stack in hold_protected(stacks, protected) if stack.path in numbers],
-        batches=loader,
+        batches=rows.batches(config, purpose_of(config), keep_labels=needs_labels(config)),
         num_removed=numbers,
         protocol=config.protocol,
         linkage=config.linkage,

@@ -17,9 +17,9 @@ from hf_mpruner.architectures.size import remaining_parameters
 from hf_mpruner.merging import Merge, Sums
 from hf_mpruner.surgery.adapters import check_places, prepare_adapters
 from hf_mpruner.surgery.checkpointing import checkpointed_every, prepare_marks
+from hf_mpruner.surgery.once import Edit
 from hf_mpruner.surgery.steps import (
     Rewire,
-    Step,
     Trim,
     kept_part,
     prepare_config,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _MAY_BE_UNSET = POSITION_ATTRIBUTES.keys() | STOCHASTIC_DEPTH.keys()
 
 
-class ModelEdit:
+class ModelEdit(Edit):
     """One cut of a model: proved when it is made, applied and undone on call, both at most once and in this order.
 
     Making it changes nothing. The removed blocks are kept by reference until the edit is dropped.
@@ -81,6 +81,7 @@ class ModelEdit:
         merged: Mapping[str, Sums] | None = None,
     ) -> None:
         """Find the stacks, prove the cut and prepare its steps."""
+        super().__init__()
         found = found or examine(model)
         self.proof: CutProof = prove_cut(model, found, kept)
         self.removed_blocks: dict[str, tuple[nn.Module, ...]] = {}
@@ -88,7 +89,7 @@ class ModelEdit:
         self.merges = [
             Merge(model, path, sums, followers.get(path, ())) for path, sums in (merged or {}).items() if sums
         ]
-        self._steps: list[Step | Merge] = [*self.merges]
+        self._steps += self.merges
         self._removed: tuple[nn.Module, ...] = ()
         self.trimmed_parameters: dict[nn.Parameter, TensorSlice] = {}
         check_places(model, self.proof)
@@ -101,7 +102,6 @@ class ModelEdit:
         self._leaving = self._find_leaving(model)
         room = (p.numel() // t.cut.depth * (t.cut.depth - len(t.cut.kept)) for p, t in self.trimmed_parameters.items())
         self.num_removed_parameters = sum(p.numel() for p in self.removed_parameters) + sum(room)
-        self._state = "prepared"
 
     def _prepare_blocks(self, model: nn.Module, stacks: Set[str]) -> None:
         """New entries for the lists of blocks, and for those that follow them."""
@@ -161,35 +161,6 @@ class ModelEdit:
         Raises:
             RuntimeError: the edit was applied before, or the model changed since it was made; the model is as it was.
         """
-        self._advance("prepared", "applied")
-        done: list[Step | Merge] = []
-        try:
-            for step in self._steps:
-                step.apply()
-                done.append(step)
-        except BaseException:
-            for step in reversed(done):
-                step.undo()
-            self._state = "prepared"
-            raise
+        super().apply()
         if self.proof.warning:
             warnings.warn(self.proof.warning, stacklevel=2)
-
-    def undo(self) -> None:
-        """Make the model what it was: the same module objects in the same places, the same config and list objects.
-
-        Raises:
-            RuntimeError: the edit is not in force.
-        """
-        self._advance("applied", "undone")
-        for step in reversed(self._steps):
-            step.undo()
-
-    def _advance(self, expected: str, following: str) -> None:
-        if self._state != expected:
-            call = "apply" if following == "applied" else "undo"
-            raise RuntimeError(
-                f"{call}() needs an edit that is {expected}, but this one is {self._state}. An edit is applied once and "
-                "undone once; make a new ModelEdit for another cut."
-            )
-        self._state = following

@@ -20,6 +20,7 @@ from hf_mpruner.features.measure import evaluating
 from hf_mpruner.halves import Half, describe_skips, find_all_halves, find_skips, with_skips
 from hf_mpruner.runtime import keep_rng_state
 from hf_mpruner.skipping import silence
+from hf_mpruner.surgery.once import Edit
 from hf_mpruner.surgery.steps import Write
 from hf_mpruner.verify.outputs import Outputs, allowed_error, find_difference, run_still
 from hf_mpruner.verify.saved import BadCopyError, load_copy
@@ -80,7 +81,7 @@ def _prove(model: PreTrainedModel, inputs: Mapping[str, Any], wanted: Outputs) -
         raise UnsupportedArchitectureError(refusal.format(f"a copy that was saved and loaded again differs: {fault}"))
 
 
-class HalvesEdit:
+class HalvesEdit(Edit):
     """Halves of blocks that go, applied and undone on call, once and in this order. Making it changes nothing.
 
     Args:
@@ -97,6 +98,7 @@ class HalvesEdit:
 
     def __init__(self, model: PreTrainedModel, halves: Dropped, inputs: Mapping[str, Any]) -> None:
         """Find the halves, and what the model is built like without them."""
+        super().__init__()
         self.silenced: list[nn.Module] = []
         self._model = model
         config = model.config
@@ -114,7 +116,7 @@ class HalvesEdit:
             config = with_skips(config, stack.count.node, words)
         self._reference = build_reference(type(model), config)
         self._prefixes = tuple(f"{path}.{layer}" for path, layers in halves.items() for layer in layers)
-        self._steps = [
+        self._steps += [
             *(step for prefix in self._prefixes for step in _swaps(model, self._reference, prefix)),
             *_settings(model, self._reference, config),
         ]
@@ -125,8 +127,7 @@ class HalvesEdit:
         Raises:
             UnsupportedArchitectureError: the model is not built like its new config; it is as it was.
         """
-        for step in self._steps:
-            step.apply()
+        super().apply()
         live, wanted = (
             {path: one for path, one in describe_modules(model).items() if f"{path}.".startswith(self._dotted)}
             for model in (self._model, self._reference)
@@ -138,11 +139,6 @@ class HalvesEdit:
                 f"{type(self._model).__name__}: without these halves the new config builds another {different[0]!r}. The "
                 "model was not changed."
             )
-
-    def undo(self) -> None:
-        """Put everything back."""
-        for step in reversed(self._steps):
-            step.undo()
 
     @property
     def _dotted(self) -> tuple[str, ...]:

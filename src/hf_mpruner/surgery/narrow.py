@@ -19,7 +19,8 @@ from hf_mpruner.errors import PlanMismatchError, UnsupportedArchitectureError
 from hf_mpruner.features.measure import evaluating
 from hf_mpruner.runtime import keep_rng_state
 from hf_mpruner.surgery.layout import check_layout, check_whole
-from hf_mpruner.surgery.steps import Write, prepare_config, prepare_value
+from hf_mpruner.surgery.once import Edit
+from hf_mpruner.surgery.steps import prepare_config, prepare_value
 from hf_mpruner.verify import check_request
 from hf_mpruner.verify.outputs import ROUNDING, Outputs, allowed_error, find_difference, run_still
 from hf_mpruner.verify.saved import BadCopyError, load_copy
@@ -83,7 +84,7 @@ def narrowed(tensor: Tensor, parts: tuple[Kept, ...]) -> Tensor:
     return tensor.contiguous()
 
 
-class WidthEdit:
+class WidthEdit(Edit):
     """One narrower width of a model: proved when it is made, applied and undone on call, once and in this order.
 
     Making it changes nothing. The whole weights are kept until the edit is dropped. An optimizer that exists already
@@ -118,6 +119,7 @@ class WidthEdit:
 
     def __init__(self, model: PreTrainedModel, plan: WidthPlan, *, found: Widths | None = None) -> None:
         """Find what can go, prove the narrower model and prepare the steps."""
+        super().__init__()
         check_whole(model)
         found = plan.check(model, found)
         check_layout(model, [found.units[path] for path in plan.units])
@@ -133,7 +135,7 @@ class WidthEdit:
                     f"{names[parameter]} is shared by several layers: the same must stay in all of them."
                 )
         self._parts = {parameter: tuple(parts.values()) for parameter, parts in by_parameter.items()}
-        self._steps: list[Narrow | Write] = [
+        self._steps += [
             Narrow(parameter, parameter.data, parameter.grad, parts, names[parameter])
             for parameter, parts in self._parts.items()
         ]
@@ -144,50 +146,11 @@ class WidthEdit:
                 written.add((id(module), value.name))
                 self._steps.append(prepare_value(module, value))
         self._steps += [prepare_config(model, edit) for edit in self.proof.configs]
-        self._state = "prepared"
 
     @property
     def trims(self) -> dict[nn.Parameter, Callable[[Tensor], Tensor]]:
         """What takes the removed entries out of a tensor of a parameter's old shape, such as its moments."""
         return {parameter: partial(narrowed, parts=parts) for parameter, parts in self._parts.items()}
-
-    def apply(self) -> None:
-        """Narrow the model.
-
-        Raises:
-            RuntimeError: the edit was applied before, or the model changed since it was made; the model is as it was.
-        """
-        self._advance("prepared", "applied")
-        done: list[Narrow | Write] = []
-        try:
-            with torch.no_grad():
-                for step in self._steps:
-                    step.apply()
-                    done.append(step)
-        except BaseException:
-            for step in reversed(done):
-                step.undo()
-            self._state = "prepared"
-            raise
-
-    def undo(self) -> None:
-        """Make the model what it was: the same parameter objects with the same storage, the same configs.
-
-        Raises:
-            RuntimeError: the edit is not in force.
-        """
-        self._advance("applied", "undone")
-        for step in reversed(self._steps):
-            step.undo()
-
-    def _advance(self, expected: str, following: str) -> None:
-        if self._state != expected:
-            call = "apply" if following == "applied" else "undo"
-            raise RuntimeError(
-                f"{call}() needs an edit that is {expected}, but this one is {self._state}. An edit is applied once and "
-                "undone once; make a new WidthEdit for another one."
-            )
-        self._state = following
 
 
 @contextmanager
