@@ -15,6 +15,9 @@ from cycles_kit import CYCLES_LIKE_ONE, Maker, facts, prune, source_of
 from distributed_kit import LIKE_ONE, launch, results
 from trainer_kit import accuracy
 
+# Every launch of cycles is slow. By default the callback is tested in two processes, cycles in one.
+pytestmark = pytest.mark.slow
+
 Found = list[dict[str, Any]]
 
 
@@ -81,9 +84,9 @@ def test_a_folder_that_one_process_does_not_see_is_refused(found: Found) -> None
 @pytest.mark.parametrize(
     ("where", "doing"),
     [
-        pytest.param("making", "making the Trainer of the candidate", marks=pytest.mark.slow),
-        pytest.param("training", "training the candidate", marks=pytest.mark.slow),
-        pytest.param("evaluation", "evaluating the model", marks=pytest.mark.slow),
+        ("making", "making the Trainer of the candidate"),
+        ("training", "training the candidate"),
+        ("evaluation", "evaluating the model"),
     ],
 )
 def test_a_process_that_fails_ends_all(where: str, doing: str, tmp_path: Path) -> None:

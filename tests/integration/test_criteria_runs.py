@@ -194,6 +194,7 @@ def test_only_the_encoder_of_a_t5_loses_layers(tmp_path):
     assert callback.record.stopped == "target reached"
 
 
+@pytest.mark.slow
 def test_cycles_score_the_plain_model_and_go_on_after_a_stop(tmp_path, by_weights):
     source, out = save_bert(tmp_path / "source"), tmp_path / "out"
     maker = Maker(tmp_path / "training", compute_metrics=Scripted(0.9, 0.9, 0.9))

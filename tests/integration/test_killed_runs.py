@@ -15,7 +15,12 @@ SCRIPT = Path(__file__).with_name("killed_runs.py")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forked")
 @pytest.mark.parametrize(
-    ("kills", "named", "model"), [(20, 8, ()), pytest.param(12, 9, ("adapters",), marks=pytest.mark.slow)]
+    ("kills", "named", "model"),
+    [
+        (10, 8, ()),
+        pytest.param(20, 8, (), marks=pytest.mark.slow),
+        pytest.param(12, 9, ("adapters",), marks=pytest.mark.slow),
+    ],
 )
 def test_killed_runs_end_as_the_run_that_nobody_killed(tmp_path, kills, named, model):
     """Kills in the middle of a write, a cut, a rollback or a deletion, and others after a random time."""
