@@ -21,7 +21,7 @@ from hf_mpruner.cli.parser import Parser
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *(ROOT / folder / "README.md" for folder in ("examples", "model_cards")),
+    *(ROOT / folder / "README.md" for folder in ("examples", "model_cards", "reproduce")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 FENCED = re.compile(

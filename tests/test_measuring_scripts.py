@@ -115,3 +115,13 @@ def test_quality_at_equal_depth_on_a_model_and_data_of_ones_own(task: str, tmp_p
     assert str(tmp_path) not in (tmp_path / "results" / "tiny" / "setting.json").read_text()
     run("reproduce/quality.py", "--page", "--output_dir", tmp_path / "results", "--page_file", tmp_path / "quality.md")
     assert comparison.to_markdown() in (tmp_path / "quality.md").read_text()
+
+
+def test_the_page_of_reproduce_names_every_script_and_every_result() -> None:
+    page = (ROOT / "reproduce" / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "reproduce").glob("*.py")}
+    assert {name for name in scripts if f"`{name}`" not in page} == set()
+    tables = {
+        path.relative_to(ROOT / "reproduce").as_posix() for path in (ROOT / "reproduce").glob("results/**/table.md")
+    }
+    assert {name for name in tables if f"({name})" not in page} == set()
