@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,20 +39,49 @@ def find_plan_file(
     return _download(repo_id, name, revision, token)
 
 
-def push_plan_file(repo_id: str, files: Mapping[str, bytes], **target: Any) -> Pushed:
-    """Commit a plan, once nothing in it is private.
+def read_plan_file(
+    path: str | os.PathLike[str],
+    name: str,
+    kind: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> dict[str, Any]:
+    """What a plan's file holds: as given, in a folder, or on the Hub.
+
+    Args:
+        path (path or `str`): the file, the folder, or a model id.
+        name (`str`): of the file in a folder or repository.
+        kind (`str`): of plan, for messages: "pruning plan".
+        revision (`str`, *optional*): of the repository.
+        token (`str` or `bool`, *optional*): for a private one.
+
+    Raises:
+        FileNotFoundError, PermissionError, ConnectionError: see `PruningPlan.from_pretrained`.
+        ValueError: if the file holds no plan.
+    """
+    file = find_plan_file(path, name, revision, token)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' holds no {kind}: {file.name} is no JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"'{path}' holds no {kind}: {file.name} is a {type(values).__name__}.")
+    return values
+
+
+def push_plan_file(repo_id: str, name: str, values: Mapping[str, Any], **target: Any) -> Pushed:
+    """Commit a plan's values as its file, once nothing in them is private.
 
     Raises:
         PushError: for a local path or a token in it, and as `commit_files` does.
     """
-    secrets = Secrets.of_machine()
-    for name, content in files.items():
-        if found := find_leaks(content, secrets):
-            raise PushError(
-                f"{name} holds {found[0]}, which is nobody else's business. Take it out, e.g. "
-                "dataclasses.replace(plan, source_model=None), then push again. Nothing was sent."
-            )
-    return commit_files(repo_id, files, message="Add a pruning plan", **target)
+    content = (json.dumps(values, indent=2, allow_nan=False) + "\n").encode("utf-8")
+    if found := find_leaks(content, Secrets.of_machine()):
+        raise PushError(
+            f"{name} holds {found[0]}, which is nobody else's business. Take it out, e.g. "
+            "dataclasses.replace(plan, source_model=None), then push again. Nothing was sent."
+        )
+    return commit_files(repo_id, {name: content}, message="Add a pruning plan", **target)
 
 
 def _download(repo_id: str, name: str, revision: str | None, token: str | bool | None) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -227,16 +226,9 @@ class PruningPlan:
             ConnectionError: if the Hub cannot say.
             ValueError: if what is there is no plan.
         """
-        from .hub import find_plan_file
+        from .hub import read_plan_file
 
-        file = find_plan_file(path, PLAN_NAME, revision, token)
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"'{path}' holds no pruning plan: {file.name} is no JSON ({error}).") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"'{path}' holds no pruning plan: {file.name} is a {type(values).__name__}.")
-        return cls.from_dict(values)
+        return cls.from_dict(read_plan_file(path, PLAN_NAME, "pruning plan", revision, token))
 
     def push_to_hub(
         self,
@@ -265,9 +257,8 @@ class PruningPlan:
         """
         from .hub import push_plan_file
 
-        content = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
         target = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}
-        return push_plan_file(repo_id, {PLAN_NAME: content.encode("utf-8")}, **target)
+        return push_plan_file(repo_id, PLAN_NAME, self.to_dict(), **target)
 
     def __str__(self) -> str:
         """One line for each stack: depth before and after, the layers that go, and those that are merged."""

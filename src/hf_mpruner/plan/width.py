@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -279,16 +278,9 @@ class WidthPlan:
             FileNotFoundError, PermissionError, ConnectionError: as `PruningPlan.from_pretrained`.
             ValueError: if what is there is no width plan.
         """
-        from .hub import find_plan_file
+        from .hub import read_plan_file
 
-        file = find_plan_file(path, WIDTH_PLAN_NAME, revision, token)
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"'{path}' holds no width plan: {file.name} is no JSON ({error}).") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"'{path}' holds no width plan: {file.name} is a {type(values).__name__}.")
-        return cls.from_dict(values)
+        return cls.from_dict(read_plan_file(path, WIDTH_PLAN_NAME, "width plan", revision, token))
 
     def push_to_hub(
         self,
@@ -302,6 +294,5 @@ class WidthPlan:
         """Put `width_plan.json` into a model repository on the Hub; arguments and errors as `PruningPlan.push_to_hub`."""
         from .hub import push_plan_file
 
-        content = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
         target = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}
-        return push_plan_file(repo_id, {WIDTH_PLAN_NAME: content.encode("utf-8")}, **target)
+        return push_plan_file(repo_id, WIDTH_PLAN_NAME, self.to_dict(), **target)
