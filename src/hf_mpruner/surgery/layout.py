@@ -65,8 +65,11 @@ def _check_halves(around: nn.Module, fused: nn.Module, reader: nn.Module, unit: 
         try:
             whole = _read(around, fused, reader, given, ())
             without = _read(around, fused, reader, given, (neuron, unit.size + neuron))
-        except Exception:  # whatever a module raises that wants other arguments
-            return
+        except Exception as error:  # whatever a module raises that wants other arguments
+            raise UnsupportedArchitectureError(
+                f"'{name}' holds two projections in one, and what it belongs to does not run alone ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}), so which of its outputs belong together is not known."
+            ) from error
         changed = (whole != without).flatten(0, -2).any(0).nonzero().flatten().tolist()
         if set(changed) - {neuron} or bool(without[..., neuron].any()):
             raise UnsupportedArchitectureError(
