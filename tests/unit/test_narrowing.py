@@ -233,6 +233,18 @@ def interleave_(model):
     return mlp
 
 
+def test_halves_that_cannot_be_looked_at_are_refused():
+    model = build("phi3")
+    plan = draw_plan(model, "neurons", 6)
+    mlp = model.model.layers[1].mlp
+    mlp.forward = lambda hidden, gates: mlp.down_proj(gates)
+    with pytest.raises(
+        UnsupportedArchitectureError, match=r"does not run alone \(TypeError.*belong together is not known"
+    ):
+        apply_width_plan_(model, plan)
+    assert model.config.intermediate_size == mlp.down_proj.in_features
+
+
 def test_halves_that_lie_otherwise_are_refused_before_anything_changes():
     model = build("phi3")
     plan, inputs = draw_plan(model, "neurons", 6), inputs_of(model)
