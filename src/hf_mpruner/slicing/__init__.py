@@ -1,0 +1,1 @@
+"""A checkpoint on disk is cut tensor by tensor, without a model's weights."""
