@@ -21,6 +21,7 @@ from .features import measure_similarity
 from .features.measure import evaluating
 from .latency import time_forward
 from .metric import Metric, is_share
+from .placement import check_not_offloaded
 from .pruned_base import save_with_base
 from .record import CHOSEN_BY_JUDGE, PruningRecord
 from .report import PruningReport
@@ -75,10 +76,16 @@ def prune_(
         CalibrationError: if the calibration data is empty or gives values that are not finite, or if the criterion needs
             labels, gradients or a metric that are not there.
         ValueError: for a config that does not fit the model or the metrics.
+        UnsupportedBackendError: if weights are offloaded (`device_map`).
     """
     config, whole = config or PruningConfig(), model
     criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
     model = cast("PreTrainedModel", unwrap_adapters(cast(nn.Module, whole)))
+    check_not_offloaded(
+        model,
+        "prune_ keeps copies of weights to go back to",
+        "Measure with measure_similarity, and carry out the plan with apply_plan_ or on disk with hf-mpruner apply.",
+    )
     with keep_rng_state():
         loader = calibration_loader(
             calibration,

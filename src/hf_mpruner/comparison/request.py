@@ -109,7 +109,7 @@ class Request:
         Raises:
             CalibrationError: naming them.
         """
-        needing = [name for name, one in self.criteria.items() if one.needs]
+        needing = [name for name, one in self.criteria.items() if one.needs - {"weights"}]
         if calibration is None and needing:
             raise CalibrationError(
                 f"calibration is missing: {', '.join(needing)} measure on data. Pass calibration=dataset, a part of the "

@@ -13,6 +13,7 @@ from hf_mpruner.criteria.inputs import CriterionInputs
 from hf_mpruner.criteria.scores import LayerScores, ScoredLayers, check_scores
 from hf_mpruner.criteria.select import pick_lowest
 from hf_mpruner.errors import CalibrationError
+from hf_mpruner.placement import offloaded
 
 Scores = Mapping[str, "LayerScores | Sequence[float | None] | torch.Tensor"]
 
@@ -25,7 +26,8 @@ class Criterion(ABC):
         title (`str`): one line on what it measures.
         source (`str`): paper, or "baseline".
         cost (`str`): forward passes over the calibration data, in words: "1", "L" (one a layer), "R x L" (R removals).
-        needs (`frozenset[str]`): of `"data"`, `"loss"`, `"gradients"`, `"metric"`.
+        needs (`frozenset[str]`): of `"data"`, `"loss"`, `"gradients"`, `"metric"`, and `"weights"`: it reads them itself, so
+            they must be in memory.
 
     Example:
         >>> class FirstHalf(Criterion):
@@ -112,6 +114,12 @@ def check_needs(criterion: Criterion, inputs: CriterionInputs) -> None:
         )
     if "gradients" in needs:
         _check_gradients(name, inputs)
+    if needs & {"weights", "gradients"} and (elsewhere := offloaded(inputs.model)):
+        raise CalibrationError(
+            f"The criterion '{name}' needs {'gradients' if 'gradients' in needs else 'the weights'}, but {len(elsewhere)} of "
+            f"the model's are offloaded, '{elsewhere[0]}' for one. Load the whole model (no device_map, or more memory), or "
+            "take a criterion that runs the model as it is, e.g. cka, block_influence or loss."
+        )
 
 
 def _check_gradients(name: str, inputs: CriterionInputs) -> None:

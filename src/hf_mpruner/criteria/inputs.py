@@ -20,6 +20,7 @@ from hf_mpruner.criteria.scores import ScoringCost
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features.measure import evaluating
 from hf_mpruner.heads import find_head
+from hf_mpruner.placement import input_device
 from hf_mpruner.runtime import Runtime, SingleProcess, keep_rng_state
 from hf_mpruner.similarity import SimilarityProtocol
 
@@ -77,8 +78,8 @@ class CriterionInputs:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        """Where the model takes its inputs."""
+        return input_device(self.model)
 
     def blocks(self, stack: BlockStack) -> list[nn.Module]:
         """The blocks of a stack, in order."""

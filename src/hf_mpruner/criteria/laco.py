@@ -46,7 +46,7 @@ class Laco(Criterion):
     title = "layers that can be collapsed into one before them; merges"
     source = "LaCo, arXiv 2402.11187, equation 1 and Algorithm 1"
     cost = "R x L on 8 examples"
-    needs = frozenset({"data"})
+    needs = frozenset({"data", "weights"})
 
     merge_size = 4
     """Layers that become one in a step at most (the paper's C)."""

@@ -22,6 +22,7 @@ class Magnitude(Criterion):
     title = "sum of the absolute weights"
     source = "Shortened LLaMA, arXiv 2402.02834 (Mag)"
     cost = "0"
+    needs = frozenset({"weights"})
 
     def score(self, inputs: CriterionInputs) -> Scores:
         """Sum of |W| in 64 bits.

@@ -37,7 +37,7 @@ class Mka(Criterion):
     title = "neighbours that tell examples apart alike; merges"
     source = "MKA, arXiv 2406.16330, with matrix-based entropies"
     cost = "1"
-    needs = frozenset({"data"})
+    needs = frozenset({"data", "weights"})
 
     num_examples = 256
     """Examples that are compared at most: the first of the calibration data. All of them run."""

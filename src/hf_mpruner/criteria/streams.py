@@ -89,7 +89,8 @@ def each_pass(inputs: CriterionInputs, visit: Callable[[BlockPass], None], what:
                 return
             ran[place] += 1
             name = ".".join(map(str, place))
-            got, out = pending.pop(place), hidden_states(output, name).detach()
+            out = hidden_states(output, name).detach()
+            got = pending.pop(place).to(out.device)  # taken before accelerate's hooks move it to the block's device
 
             def again(states: Tensor) -> Tensor:
                 key = given_states(args, kwargs, name)[1]

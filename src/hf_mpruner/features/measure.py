@@ -18,6 +18,7 @@ from hf_mpruner.architectures.stack import BlockStack
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features.recorder import StackRecorder
 from hf_mpruner.features.rows import padding_mask
+from hf_mpruner.placement import input_device
 from hf_mpruner.runtime import Runtime, SingleProcess
 from hf_mpruner.similarity import SimilarityMatrix, SimilarityProtocol
 
@@ -41,7 +42,7 @@ def measure_similarity(
     Args:
         model (`torch.nn.Module`): the model, not wrapped (no DDP, no compiled wrapper), but for peft's wrapper.
         loader (`Iterable[Mapping]`): batches as the model's forward takes them, e.g. a `DataLoader` with a padding
-            collator. Tensors are moved to the model's device, anything else is left out.
+            collator. Tensors are moved to where the model takes its inputs, anything else is left out.
         stacks (`Sequence[BlockStack]`, *optional*): what to measure. Default: `find_block_stacks(model)`.
         protocol (`str` or `SimilarityProtocol`): rows, estimator and average; `"default"` or `"paper"` by name.
         max_samples (`int`, *optional*): stop after this many examples.
@@ -72,7 +73,7 @@ def measure_similarity(
     if not stacks:
         raise ValueError("stacks is empty: there is nothing to measure. Pass stacks=None to find them.")
     recorders = [StackRecorder(model, stack, protocol) for stack in stacks]
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = input_device(model)
     runtime = runtime or SingleProcess()
     with runtime.together("measuring similarity"), ExitStack() as undo:
         undo.enter_context(evaluating(model))

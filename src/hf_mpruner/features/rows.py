@@ -94,9 +94,10 @@ def lay_out(
 
 def build_rows(hidden: Tensor, layout: RowLayout, protocol: SimilarityProtocol) -> tuple[Tensor, Tensor | None]:
     """Rows (and, for tokens of each example, their mask) out of block outputs (batch, positions, features)."""
-    mask = layout.mask
+    # blocks may lie on other devices than the first one
+    mask = None if layout.mask is None else layout.mask.to(hidden.device)
     if layout.keep is not None:
-        hidden = hidden[layout.keep]
+        hidden = hidden[layout.keep.to(hidden.device)]
     if protocol.is_pooled:
         # The rows outlive the hook, and the next block may work in place: both roads copy.
         return (hidden.flatten(0, 1).clone() if mask is None else hidden[mask]), None

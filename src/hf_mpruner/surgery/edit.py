@@ -15,6 +15,7 @@ from hf_mpruner.architectures.adapters import without_adapters
 from hf_mpruner.architectures.rules import POSITION_ATTRIBUTES, STOCHASTIC_DEPTH
 from hf_mpruner.architectures.size import remaining_parameters
 from hf_mpruner.merging import Merge, Sums
+from hf_mpruner.placement import check_not_offloaded
 from hf_mpruner.surgery.adapters import check_places, prepare_adapters
 from hf_mpruner.surgery.checkpointing import checkpointed_every, prepare_marks
 from hf_mpruner.surgery.once import Edit
@@ -59,6 +60,7 @@ class ModelEdit(Edit):
     Raises:
         PlanMismatchError: `kept` names an unknown stack or no valid selection of its layers.
         UnsupportedArchitectureError: the cut cannot be proved right, or layers cannot be merged.
+        UnsupportedBackendError: weights of layers that stay would change, and are offloaded.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -137,6 +139,10 @@ class ModelEdit(Edit):
                 self.trimmed_parameters[parameter] = part
                 self._steps.append(Trim(parameter, parameter.data, part, f"parameter '{part.path}.{part.name}'"))
         self._steps += [prepare_config(model, edit) for edit in self.proof.configs]
+        if self.merges or self.trimmed_parameters:  # whole blocks go by reference, wherever they lie
+            check_not_offloaded(
+                model, "This cut changes weights of layers that stay", "Load the whole model into memory and cut that."
+            )
 
     def _find_leaving(self, model: nn.Module) -> dict[int, nn.Parameter]:
         """Parameters of removed blocks that nothing else in the model holds, and that do not move to another block."""

@@ -16,6 +16,7 @@ from hf_mpruner.architectures import WidthUnit
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features.measure import evaluating
 from hf_mpruner.features.rows import hidden_states, padding_mask
+from hf_mpruner.placement import input_device
 from hf_mpruner.runtime import keep_rng_state
 from hf_mpruner.width.base import NeuronInputs
 from hf_mpruner.width.moments import Moments
@@ -141,7 +142,7 @@ def _run(
 ) -> None:
     """One pass over the data."""
     now: dict[str, Any] = {}
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = input_device(model)
     show = sys.stderr.isatty() if show_progress is None else show_progress
     with ExitStack() as undo:
         undo.enter_context(keep_rng_state())
