@@ -165,7 +165,7 @@ def test_cuts_that_need_the_weights_are_refused(llama, tmp_path):
     stacks = find_block_stacks(model)
     path = stacks[0].path
     plan = PruningPlan.from_kept({path: [0, 1, 2]}, stacks, merged={path: {2: {2: 0.5, 3: 0.5}}})
-    with pytest.raises(UnsupportedBackendError, match="changes weights of layers that stay, but .* are offloaded"):
+    with pytest.raises(UnsupportedBackendError, match=r"changes weights of layers that stay, but .* are offloaded"):
         apply_plan_(model, plan)
     with pytest.raises(UnsupportedBackendError, match=r"prune_ keeps copies .* Nothing was changed\."):
         prune_(model, PruningConfig(), calibration=batches(llama.kind))
