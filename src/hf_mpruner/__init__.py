@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_mpruner.cycles import prune_in_cycles
     from hf_mpruner.errors import (
         CalibrationError,
+        CheckpointError,
         MPrunerError,
         PlanMismatchError,
         PushError,
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockStack",
     "CalibrationError",
+    "CheckpointError",
     "Comparison",
     "Criterion",
     "HalvesReport",
@@ -85,6 +87,7 @@ __all__ = [
 _MODULE_OF = {
     "BlockStack": "architectures",
     "CalibrationError": "errors",
+    "CheckpointError": "errors",
     "Comparison": "comparison",
     "Criterion": "criteria",
     "HalvesReport": "halves",

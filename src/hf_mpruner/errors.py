@@ -21,5 +21,9 @@ class CalibrationError(MPrunerError, ValueError):
     """The calibration data or the activations it produces cannot be measured."""
 
 
+class CheckpointError(MPrunerError, ValueError):
+    """A checkpoint's files are missing, broken or at odds with each other, or cannot be read without a model."""
+
+
 class PushError(MPrunerError):
     """Something did not get to the Hub; the text says why, what is there now, and what to type next."""
