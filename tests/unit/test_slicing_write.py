@@ -160,7 +160,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(small, tmp_path, monkeyp
 
 def test_a_file_that_changed_since_its_header_was_read(small, tmp_path):
     save_file({"x": torch.arange(4) + 1, "y": torch.ones(2, 3)}, tmp_path / "whole" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="model.safetensors' changed while it was read"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors' changed while it was read"):
         write_tensors_of(small, {"x": Piece("x")}, tmp_path / "made")
 
 
@@ -181,7 +181,7 @@ def test_a_file_that_changes_during_the_copy(small, tmp_path, monkeypatch, in_ke
         copy(source, move, bar)
 
     monkeypatch.setattr(write, "_copy", change_and_copy)
-    with pytest.raises(CheckpointError, match="model.safetensors' changed while it was read"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors' changed while it was read"):
         write_tensors_of(small, {"x": Piece("x"), "y": Piece("y")}, tmp_path / "made")
 
 
