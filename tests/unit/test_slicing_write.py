@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from hf_mpruner.errors import CheckpointError
 from hf_mpruner.slicing import Piece, open_checkpoint, write, write_tensors_of
@@ -60,6 +61,28 @@ def test_files_are_those_of_save_pretrained_to_the_byte(tmp_path, monkeypatch, r
     assert contents(tmp_path / "made") == contents(tmp_path / "expected")
     assert {file.name for file in written} == set(contents(tmp_path / "made"))
     assert checkpoint.size(piece.source for piece in recipe.values()) == 2 * smaller.num_parameters()
+
+
+@pytest.mark.parametrize("write_size", ["20KB", "60KB"])
+def test_experts_that_are_one_tensor_in_the_model_stay_together_as_save_pretrained_has_it(tmp_path, write_size):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 33}
+    model = MixtralForCausalLM(MixtralConfig(num_hidden_layers=2, num_local_experts=4, **sizes))
+    model.save_pretrained(tmp_path / "expected", max_shard_size=write_size)
+    model.save_pretrained(tmp_path / "whole")
+    saved = revert_weight_conversion(model, model.state_dict())
+    storages = {name: tensor.untyped_storage().data_ptr() for name, tensor in saved.items()}
+    (tmp_path / "made").mkdir()
+    write_tensors_of(
+        open_checkpoint(tmp_path / "whole"),
+        {name: Piece(name) for name in saved},
+        tmp_path / "made",
+        write_size,
+        num_parameters=model.num_parameters(),
+        storages=storages,
+    )
+    assert len(contents(tmp_path / "made")) > 4
+    assert contents(tmp_path / "made") == contents(tmp_path / "expected")
 
 
 def test_neighbours_are_copied_in_one_go(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -44,6 +45,7 @@ def write_tensors_of(
     max_shard_size: int | str = "50GB",
     *,
     num_parameters: int | None = None,
+    storages: Mapping[str, Hashable] | None = None,
     progress: bool | None = None,
 ) -> list[Path]:
     """Write the files of weights that `save_pretrained` would write for these tensors, byte for byte.
@@ -58,6 +60,9 @@ def write_tensors_of(
         folder (`Path`): exists, and is the caller's to remove if this fails.
         max_shard_size (`int` or `str`): bytes of a file at most, e.g. `"5GB"`; a larger tensor gets a file of its own.
         num_parameters (`int`, *optional*): of the new model, for the index.
+        storages (`Mapping[str, Hashable]`, *optional*): for tensors that are views of one in the model, as the experts
+            that a checkpoint stores apart and the model as one tensor: anything that is equal for those of one storage.
+            `save_pretrained` puts them in one file, and counts them as one against `max_shard_size`.
         progress (`bool`, *optional*): whether to draw a bar; by default if stderr is a terminal.
 
     Returns:
@@ -71,7 +76,7 @@ def write_tensors_of(
     targets = {name: _shape_target(checkpoint, name, piece) for name, piece in recipe.items()}
     if not targets:
         raise CheckpointError(f"Nothing of '{checkpoint.source}' would stay. Keep at least one tensor.")
-    split = _split(targets, max_shard_size)
+    split = _split(targets, max_shard_size, storages or {})
     headers = {
         name: make_header([targets[tensor] for tensor in tensors], {"format": "pt"})
         for name, tensors in split.filename_to_tensors.items()
@@ -118,12 +123,21 @@ def _shape_target(checkpoint: Checkpoint, name: str, piece: Piece) -> StoredTens
     return StoredTensor(name, source.dtype, tuple(shape))
 
 
-def _split(targets: Mapping[str, StoredTensor], max_shard_size: int | str) -> Any:
+def _split(targets: Mapping[str, StoredTensor], max_shard_size: int | str, storages: Mapping[str, Hashable]) -> Any:
+    """Which file each tensor goes to, by the rule of `save_pretrained`, which goes by storages."""
     from huggingface_hub import split_state_dict_into_shards_factory
+
+    sizes: Counter[Hashable] = Counter()
+    for name, target in targets.items():
+        sizes[storages.get(name, target)] += num_bytes(target)
+
+    def storage_of(target: StoredTensor) -> Hashable:
+        return storages.get(target.name, None if num_bytes(target) else "empty")  # empty ones all lie at address 0
 
     return split_state_dict_into_shards_factory(
         dict(targets),
-        get_storage_size=num_bytes,
+        get_storage_size=lambda target: sizes[storages.get(target.name, target)],
+        get_storage_id=storage_of,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
