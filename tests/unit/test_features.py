@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_mpruner.architectures.stack import BlockStack, ConfigField
 from hf_mpruner.errors import CalibrationError, PlanMismatchError
 from hf_mpruner.features import measure_similarity, padding_mask
-from hf_mpruner.similarity import SimilarityAccumulator, SimilarityProtocol, linear_cka
+from hf_mpruner.features.rows import build_rows, lay_out
+from hf_mpruner.similarity import SimilarityAccumulator, SimilarityProtocol, centred_gram, hsic, linear_cka
 
 Batch = dict[str, Tensor]
 PER_SENTENCE = {"rows": "tokens", "token_groups": "example"}
@@ -126,7 +127,11 @@ def test_sentences_are_measured_as_if_each_came_alone(estimator: str, average: s
     ],
 )
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_one_row_an_example(rows: str, reduce: Callable[[Tensor], Tensor], side: str) -> None:
+@pytest.mark.parametrize("part", [1, 100, 1 << 20])
+def test_one_row_an_example(
+    rows: str, reduce: Callable[[Tensor], Tensor], side: str, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hsic, "_PART", {"cpu": part})  # values that are worked on at a time
     if (rows, side) == ("examples", "left"):
         reduce = lambda x: nn.functional.pad(x, (0, 0, 9 - len(x), 0)).flatten()  # noqa: E731
     sentences, model = make_sentences([5, 9, 4, 7, 9, 6]), Toy()
@@ -292,6 +297,35 @@ class Census(TorchDispatchMode):
 
     def num_alive(self) -> int:
         return len({id(tensor) for ref in self.born if (tensor := ref()) is not None})
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor made under it, views of `given` apart."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        self.given, self.num_bytes = given.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for x in filter(torch.is_tensor, made if isinstance(made, tuple | list) else [made]):
+            storage = x.untyped_storage()
+            if storage.data_ptr() != self.given:
+                self.num_bytes = max(self.num_bytes, storage.nbytes())
+        return made
+
+
+@pytest.mark.parametrize("rows", ["examples", "mean", "first"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_no_second_copy_of_an_output_is_made(rows: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hsic, "_PART", {"cpu": 256})
+    hidden, mask = torch.randn(6, 500, 16, dtype=torch.float16), torch.ones(6, 500, dtype=torch.bool)
+    mask[0, 5 if padded else 500 :] = False
+    protocol = SimilarityProtocol(rows=rows)
+    layout = lay_out(protocol, (6, 500), mask, hidden.device)
+    with Largest(hidden) as largest:
+        centred_gram(*build_rows(hidden, layout, protocol))
+    assert largest.num_bytes <= 6 * 500 * 8, "no more than the mask's indices, a 16th of the output's values"
 
 
 @pytest.mark.parametrize("rows", ALL_ROWS, ids=IDS)

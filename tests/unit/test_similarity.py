@@ -16,6 +16,7 @@ from hf_mpruner.similarity import (
     centred_gram,
     feature_space_hsic,
     gram_hsic,
+    hsic,
     linear_cka,
 )
 
@@ -144,6 +145,42 @@ def test_feature_space_gives_the_same_numbers_as_gram_matrices(rows: int, estima
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("rows", "part"), [(40, 8), (25, 1 << 20), (400, 50)])
+def test_both_roads_in_feature_space_give_the_same_numbers(
+    rows: int, part: int, estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hsic, "_PART", {"cpu": part})
+    layers = related(rows, (12, 9, 15))
+    both = []
+    for road in (hsic._cross_energy_by_pairs, hsic._cross_energy_by_grams):
+        monkeypatch.setattr(hsic, "_cross_energy", road)
+        both.append(feature_space_hsic(layers, estimator))
+    assert torch.allclose(*both, rtol=1e-9, atol=1e-9)
+    assert both[0][0, 0, 2].item() == pytest.approx(brute_hsic(layers[0], layers[2], estimator), rel=1e-9)
+
+
+def test_many_layers_are_not_compared_product_by_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hsic, "_cross_energy_by_pairs", lambda layers: pytest.fail("a matrix product a pair"))
+    feature_space_hsic(related(20, (16,) * 64), "unbiased")
+    monkeypatch.undo()
+    monkeypatch.setattr(hsic, "_cross_energy_by_grams", lambda layers: pytest.fail("rows by rows by layers"))
+    feature_space_hsic(related(400, (16, 16)), "unbiased")
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("part", [1, 64, 1 << 20])
+def test_columns_in_parts_give_the_same_gram(part: int, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, mask = normal(3, 6, 50) + 5, torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) < 0.8
+    expected = [centred_gram(x, None, estimator), centred_gram(x, mask, estimator)]
+    monkeypatch.setattr(hsic, "_PART", {"cpu": part})
+    assert torch.allclose(centred_gram(x, None, estimator), expected[0], atol=1e-9)
+    assert torch.allclose(centred_gram(x, mask, estimator), expected[1], atol=1e-9)
+    assert torch.allclose(centred_gram(iter(x.split(7, 2)), mask, estimator), expected[1], atol=1e-9)
+    constant = torch.cat([torch.full((1, 6, 50), 1 / 3), x[1:2]]).float()
+    assert centred_gram(constant, None, estimator).any(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_rows_that_do_not_count_may_hold_anything(estimator: str) -> None:
     x = normal(2, 7, 5)
     mask = torch.tensor([[True, False, True, True, True, False, True], [False, True, True, True, True, True, True]])
@@ -159,8 +196,8 @@ def test_rows_that_do_not_count_may_hold_anything(estimator: str) -> None:
 def test_a_large_common_activation_costs_no_digits() -> None:
     x, y = normal(16, 300), normal(16, 300, seed=1) + normal(16, 300)
     far = [(x + 2000 * normal(300, seed=2)).float(), (y - 2000 * normal(300, seed=3)).float()]
-    hsic = gram_hsic([centred_gram(z) for z in far], torch.tensor([16]), "unbiased")[0]
-    cka = hsic[0, 1] / (hsic[0, 0] * hsic[1, 1]).sqrt()
+    found = gram_hsic([centred_gram(z) for z in far], torch.tensor([16]), "unbiased")[0]
+    cka = found[0, 1] / (found[0, 0] * found[1, 1]).sqrt()
     assert cka.item() == pytest.approx(brute_cka(x, y, "unbiased"), abs=2e-4)
 
 

@@ -126,7 +126,10 @@ class StackRecorder:
         if spatial:
             hidden = hidden.flatten(2).transpose(1, 2)
         rows, mask = build_rows(hidden, self._layout, self.protocol)
-        self._outputs[index] = rows if self.protocol.is_pooled else centred_gram(rows, mask, self.protocol.estimator)
+        if self.protocol.is_pooled:
+            self._outputs[index] = cast("Tensor", rows)
+        else:
+            self._outputs[index] = centred_gram(rows, mask, self.protocol.estimator)
 
 
 def _blocks_of(model: nn.Module, stack: BlockStack) -> list[nn.Module]:

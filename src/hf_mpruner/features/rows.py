@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.similarity import SimilarityProtocol
+from hf_mpruner.similarity.hsic import part_width
 
 
 def padding_mask(model: nn.Module, path: str, batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -92,8 +93,13 @@ def lay_out(
     )
 
 
-def build_rows(hidden: Tensor, layout: RowLayout, protocol: SimilarityProtocol) -> tuple[Tensor, Tensor | None]:
-    """Rows (and, for tokens of each example, their mask) out of block outputs (batch, positions, features)."""
+def build_rows(
+    hidden: Tensor, layout: RowLayout, protocol: SimilarityProtocol
+) -> tuple[Tensor | Iterable[Tensor], Tensor | None]:
+    """Rows (and, for tokens of each example, their mask) out of block outputs (batch, positions, features).
+
+    Rows may come in parts, as `centred_gram` takes them, where they would be a second copy of the output.
+    """
     # blocks may lie on other devices than the first one
     mask = None if layout.mask is None else layout.mask.to(hidden.device)
     if layout.keep is not None:
@@ -105,12 +111,19 @@ def build_rows(hidden: Tensor, layout: RowLayout, protocol: SimilarityProtocol) 
         return hidden, mask
     if protocol.rows in ("first", "last"):
         return _end_token(hidden, mask, protocol.rows), None
-    if mask is not None:
-        hidden = torch.where(mask.unsqueeze(2), hidden, 0)  # not a product: padded positions may hold NaN
+    parts = [hidden] if mask is None else _without_padding(hidden, mask)
     if protocol.rows == "examples":
-        return hidden.flatten(1), None
-    total = hidden.sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        return (part.flatten(1) for part in parts), None
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    total = sum((part.sum(1, dtype=dtype) for part in parts), hidden.new_zeros((), dtype=dtype))
     return total / (hidden.shape[1] if mask is None else mask.sum(1, keepdim=True)), None
+
+
+def _without_padding(hidden: Tensor, mask: Tensor) -> Iterator[Tensor]:
+    """Block outputs some positions at a time, padded ones zero (by choice, not by a product: they may hold NaN)."""
+    width = max(1, part_width(hidden.shape[0], hidden.device) // hidden.shape[2])
+    for part, real in zip(hidden.split(width, 1), mask.split(width, 1), strict=True):
+        yield torch.where(real.unsqueeze(2), part, 0)
 
 
 def _end_token(hidden: Tensor, mask: Tensor | None, which: str) -> Tensor:

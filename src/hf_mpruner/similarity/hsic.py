@@ -6,7 +6,8 @@ HSIC(K, L) an inner product of centred Gram matrices, CKA = HSIC(K, L) / sqrt(HS
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,11 @@ from hf_mpruner.similarity.protocol import MIN_ROWS, Estimator
 # A layer whose rows differ by less than this many units in the last place of their mean is constant: what is left
 # after centring is rounding, and the CKA of rounding is noise.
 _CONSTANT_ULPS = 10
+
+# Values that are centred and multiplied at a time. On a CPU a part stays in the cache, where a copy of a whole output
+# is written to memory and read back; on an accelerator a part is large enough that starting kernels takes no time.
+_PART = {"cpu": 1 << 19}
+_PART_ON_ACCELERATOR = 1 << 24
 
 
 def linear_cka(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
@@ -83,14 +89,18 @@ def hsic_of_features(features: Sequence[Tensor], estimator: Estimator) -> Tensor
     return gram_hsic(grams, torch.tensor([num_rows]), estimator)
 
 
-def centred_gram(features: Tensor, row_mask: Tensor | None = None, estimator: Estimator = "unbiased") -> Tensor:
+def centred_gram(
+    features: Tensor | Iterable[Tensor], row_mask: Tensor | None = None, estimator: Estimator = "unbiased"
+) -> Tensor:
     """Centred linear Gram matrices, flattened, so that HSIC is a plain inner product of two of them.
 
     Features are shifted to mean zero first: both estimators are invariant to it, and a large common activation no longer
-    cancels in float32. The product is float32 (float64 for float64 features), the centring float64.
+    cancels in float32. The product is float32 (float64 for float64 features), the centring float64. Columns are taken a
+    part at a time, so no second copy of the features exists.
 
     Args:
-        features (`torch.Tensor` of shape `(rows, features)` or `(groups, rows, features)`): one layer.
+        features (`torch.Tensor` of shape `(rows, features)` or `(groups, rows, features)`): one layer; or an iterable of
+            such tensors, which hold the layer's columns in parts.
         row_mask (`torch.Tensor` of shape `(groups, rows)`, *optional*): True at rows that count. The others may hold
             anything, NaN too.
         estimator (`str`): `"biased"` gives H K H (MPruner equation 2), `"unbiased"` the U-centred K with zero diagonal.
@@ -98,13 +108,30 @@ def centred_gram(features: Tensor, row_mask: Tensor | None = None, estimator: Es
     Returns:
         `torch.Tensor` of shape `(groups, rows * rows)`, float64, zero in rows and columns that do not count.
     """
-    x = features.unsqueeze(0) if features.dim() == 2 else features
-    with _exact_matmul(x.device):
-        x, noise = _centred_rows(x, row_mask)  # (groups, rows, features), (groups,)
-        gram = torch.bmm(x, x.transpose(1, 2))
+    gram = noise = torch.zeros(())
+    for number, part in enumerate(_columns(features)):
+        with _exact_matmul(part.device):
+            x, noise_here = _centred_rows(part, row_mask)  # (groups, rows, features), (groups,)
+            if number:
+                gram, noise = gram.baddbmm_(x, x.transpose(1, 2)), noise + noise_here
+            else:
+                gram, noise = torch.bmm(x, x.transpose(1, 2)), noise_here
     energy = gram.diagonal(dim1=1, dim2=2).sum(1)
     gram = gram * (energy > noise).view(-1, 1, 1)  # a constant group is exactly zero; NaN stays NaN
     return _centre_(_double(gram), row_mask, estimator).flatten(1)
+
+
+def part_width(num_rows: int, device: torch.device) -> int:
+    """Columns of `num_rows` rows that are worked on at a time on this device, 1 or more."""
+    return max(1, _PART.get(device.type, _PART_ON_ACCELERATOR) // max(1, num_rows))
+
+
+def _columns(features: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
+    """One layer as (groups, rows, features), its columns in parts."""
+    for block in [features] if isinstance(features, Tensor) else features:
+        x = block.unsqueeze(0) if block.dim() == 2 else block
+        # A part is several times wider than the Gram matrix that it is added to, which may be larger than the features.
+        yield from x.split(max(8 * x.shape[1], part_width(x.shape[0] * x.shape[1], x.device)), 2)
 
 
 def gram_hsic(grams: Sequence[Tensor], num_rows: Tensor, estimator: Estimator) -> Tensor:
@@ -157,7 +184,32 @@ def feature_space_hsic(features: Sequence[Tensor], estimator: Estimator) -> Tens
 
 
 def _cross_energy(layers: Sequence[Tensor]) -> Tensor:
-    """||X_i^T X_j||_F^2 for all pairs, (layers, layers) float64; `layers` are (rows, features) each."""
+    """||X_i^T X_j||_F^2 for all pairs, (layers, layers) float64; `layers` are (rows, features) each.
+
+    It is also the inner product of X_i X_i^T and X_j X_j^T. Products of features cost a matrix product a pair of layers.
+    Gram matrices cost one a layer and, an entry and pair, one multiplication in float64, twice as dear; storing, widening
+    and reading an entry takes a CPU as long as some 256 multiplications.
+    """
+    rows, widths = len(layers[0]), [x.shape[1] for x in layers]
+    by_pairs = rows * (sum(widths) ** 2 + sum(width**2 for width in widths)) / 2
+    by_grams = rows**2 * (sum(widths) + 256 * len(layers) + 2 * len(layers) ** 2) / 2
+    return _cross_energy_by_pairs(layers) if by_pairs <= by_grams else _cross_energy_by_grams(layers)
+
+
+def _cross_energy_by_grams(layers: Sequence[Tensor]) -> Tensor:
+    """`_cross_energy` from square tiles of the Gram matrices, those above the diagonal counted twice."""
+    side = math.isqrt(2 * part_width(len(layers), layers[0].device)) + 1
+    parts = [x.split(side) for x in layers]
+    total = _double(layers[0].new_zeros(len(layers), len(layers)))
+    for i in range(len(parts[0])):
+        for j in range(i, len(parts[0])):
+            tiles = _double(torch.stack([(x[i] @ x[j].T).flatten() for x in parts]))
+            total = total + (tiles @ tiles.T) * (1 if i == j else 2)
+    return total
+
+
+def _cross_energy_by_pairs(layers: Sequence[Tensor]) -> Tensor:
+    """`_cross_energy` from products of features."""
     energies = [[_double(x.T @ y).square().sum() for y in layers[i:]] for i, x in enumerate(layers)]
     upper = torch.stack([torch.stack([row[0].new_zeros(())] * i + row) for i, row in enumerate(energies)])
     return upper + upper.triu(1).T
