@@ -15,7 +15,7 @@ from .errors import MPrunerError
 from .report import PAGE_NAME, write_plots
 from .runtime import keep_rng_state
 from .storage import new_folder, write_bytes
-from .verify.saved import same_bits
+from .verify.saved import same_bits, why_other
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -232,11 +232,12 @@ def check_saved_model(model: PreTrainedModel, folder: Path) -> None:
     problems = [f"{kind} {_listed(sorted(map(str, found)))}" for kind, found in info.items() if found]
     problems += [f"no {name}" for name in sorted(set(live) - set(saved))]
     problems += [f"an unknown {name}" for name in sorted(set(saved) - set(live))]
-    problems += [f"another {name}" for name in live if name in saved and not same_bits(live[name], saved[name])]
+    other = [name for name in live if name in saved and not same_bits(live[name], saved[name])]
+    problems += [f"another {name}{why_other(model, name, folder)}" for name in other[:5]]
     if problems:
         raise MPrunerError(
             f"The saved {type(model).__name__} is not the model in memory: loaded back it has {'; '.join(problems[:5])}. "
-            "Nothing was written. This is a defect: please report it with the model's config."
+            "Nothing was written. Unless a reason is given, this is a defect: please report it with the model's config."
         )
 
 

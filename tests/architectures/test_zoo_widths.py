@@ -8,7 +8,7 @@ from zoo.widths import check_widths
 BOTH = {"gemma2", "cohere2", "qwen2_moe", "funnel", "t5", "vivit", "falcon_h1", "zamba"}
 NEURONS = {
     "deberta-v2", "opt", "gpt2", "falcon", "rwkv", "reformer", "mobilebert", "bart", "clip", "whisper", "wav2vec2-conformer",
-    "deepseek_v2", "albert",
+    "deepseek_v2", "albert", "chinese_clip",
 }  # fmt: skip
 HEADS = {"granitemoe", "glm4_moe", "phimoe", "gpt_oss"}
 NONE = {

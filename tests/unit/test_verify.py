@@ -108,6 +108,16 @@ class Rounded(CustomModel):
         super().save_pretrained(folder, state_dict=state, **kwargs)
 
 
+class Overwritten(CustomModel):
+    """Its first embedding is zero after loading, whatever the file says."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        model, info = super().from_pretrained(*args, **kwargs)
+        model.embed.weight.data[0] = 0.0
+        return model, info
+
+
 class Noted(CustomModel):
     """Needs an attribute that somebody wrote to it after it was built."""
 
@@ -335,7 +345,8 @@ def noted():
         (lambda: make_custom(LastByNumber), r"it fails on the inputs: IndexError: "),
         (lambda: make_custom(Forgetful), r"saved and loaded again has missing keys \['head\.bias'\]"),
         (lambda: make_custom(NotSaved), r"cannot be saved and loaded again: ValueError: no place to save this to"),
-        (lambda: make_custom(Rounded), r"a copy that was saved and loaded again has another 'embed\.weight'"),
+        (lambda: make_custom(Rounded), r"a copy that was saved and loaded again has another 'embed\.weight'\."),
+        (lambda: make_custom(Overwritten), r"another 'embed\.weight' \(it was saved right: Overwritten\.from_pretrained of"),
         (noted, r"saved and loaded again fails on the inputs: AttributeError: .*'note'"),
     ],
 )  # fmt: skip

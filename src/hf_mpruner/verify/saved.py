@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as chatter
@@ -59,7 +60,7 @@ def load_copy(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     faults = [f"{kind.replace('_', ' ')} {sorted(map(str, found))[:3]}" for kind, found in info.items() if found]
     if faults:
         raise BadCopyError(f"a copy that was saved and loaded again has {'; '.join(faults)}")
-    _adopt_weights_(copy, model)
+    _adopt_weights_(copy, model, folder)
     for path, module in copy.named_modules():
         _adopt_kernels_(module, model.get_submodule(path))
     return copy.eval()
@@ -84,7 +85,29 @@ def keep_configs(model: nn.Module) -> Iterator[None]:
             vars(node).update(values)
 
 
-def _adopt_weights_(copy: nn.Module, model: nn.Module) -> None:
+def why_other(model: nn.Module, name: str, folder: Path) -> str:
+    """What the checkpoint's files say about a weight that was loaded as another one; empty if they do not say.
+
+    Some classes write over weights after they were read: in transformers 5.23 `ChineseCLIPModel` sets the embedding of its
+    padding token to zero.
+
+    Args:
+        model (`PreTrainedModel`): that was saved.
+        name (`str`): of the weight.
+        folder (`Path`): where it was saved.
+    """
+    live = _tensors(model)[name]
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as stored:
+            if name in stored.keys() and same_bits(stored.get_tensor(name), live):  # noqa: SIM118
+                return (
+                    f" (it was saved right: {type(model).__name__}.from_pretrained of transformers changes it while it loads, "
+                    "of the whole model as well; save the whole model, load it again, and go on with that one)"
+                )
+    return ""
+
+
+def _adopt_weights_(copy: nn.Module, model: nn.Module, folder: Path) -> None:
     """Compare everything that a checkpoint holds, then share it; move the rest to the live tensors' device and type."""
     live, loaded = _tensors(model), _tensors(copy)
     saved = copy.state_dict(keep_vars=True).keys()
@@ -97,7 +120,7 @@ def _adopt_weights_(copy: nn.Module, model: nn.Module) -> None:
             owner._buffers[leaf] = tensor.to(other.device, other.dtype, copy=True)
             continue
         if not same_bits(tensor.to(other.dtype), other):
-            raise BadCopyError(f"a copy that was saved and loaded again has another {name!r}")
+            raise BadCopyError(f"a copy that was saved and loaded again has another {name!r}{why_other(model, name, folder)}")
         held: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
         held[leaf] = other
 

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from hf_mpruner import UnsupportedArchitectureError, WidthPlan, apply_width_plan
 from hf_mpruner.architectures import WidthGroup, Widths, find_widths
 from hf_mpruner.plan import UnitPlan
 from hf_mpruner.verify.outputs import find_difference, run_still
+from hf_mpruner.verify.saved import BadCopyError, load_copy
 from hf_mpruner.width.planning import number_kept
 from zoo.checks import quiet
 from zoo.probe import one_line
@@ -48,7 +51,7 @@ def check_widths(model_type: str, seed: int = 0) -> WidthVerdict:
         except Exception as error:  # the builder runs the code of the type
             verdict.reason = f"not built: {one_line(error, 120)}"
             return verdict
-        model: Any = specimen.model.eval()
+        model = as_loaded(specimen.model.eval())
         try:
             found = find_widths(model)
         except UnsupportedArchitectureError as error:
@@ -64,6 +67,19 @@ def check_widths(model_type: str, seed: int = 0) -> WidthVerdict:
             if fault := find_difference(run_still(model, specimen.inputs), before, 0.0):
                 verdict.faults.append(f"undone, {fault}")
     return verdict
+
+
+def as_loaded(model: Any) -> Any:
+    """The model as users have it: `ChineseCLIPModel.from_pretrained` sets the embedding of padding to zero."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            load_copy(model, Path(folder))
+        except BadCopyError:
+            try:
+                return type(model).from_pretrained(folder).eval()
+            except Exception:  # the builder's model is right in memory, and what is wrong on the disk is found later
+                return model
+    return model
 
 
 def narrow_and_back(model: Any, inputs: dict[str, Any], found: Widths, group: WidthGroup, seed: int) -> str:
