@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import logging
 import os
@@ -62,6 +63,16 @@ def _no_logged_deprecation() -> Iterator[None]:
     assert not handler.messages, f"transformers logged a deprecation: {handler.messages}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """Each Trainer has the garbage collected, which looks through all that was ever imported unless it is frozen.
+
+    What is garbage when a file begins goes first; what a test makes is not frozen and can be waited for.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def make_bert() -> Callable[..., BertForSequenceClassification]:
     """Build a tiny `BertForSequenceClassification` in eval mode; keywords go to its config, `seed` to the weights."""
@@ -114,14 +125,22 @@ def weight_digest() -> Callable[[nn.Module], str]:
     return digest
 
 
-# One Hub and one client a file, as starting a client costs its imports: tests use repositories of their own names.
-@pytest.fixture(scope="module")
-def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A Hub on the loopback, empty but for the user "ann"; at its end it says what it had no answer for."""
+# One Hub and one client of each kind, as starting a client costs its imports; what a file has put there goes with it.
+@pytest.fixture(scope="session")
+def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A Hub on the loopback."""
     from hub.kit import Hub
 
     with Hub(tmp_path_factory.mktemp("hub")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def shared_hub(running_hub: Hub) -> Iterator[Hub]:
+    """The Hub, empty but for the user "ann"; at a file's end it says what it had no answer for."""
+    yield running_hub
+    running_hub.check()
+    running_hub.clear()
 
 
 @pytest.fixture
@@ -131,17 +150,17 @@ def hub(shared_hub: Hub) -> Iterator[Hub]:
     shared_hub.reset()
 
 
-@pytest.fixture(scope="module")
-def client(shared_hub: Hub) -> Iterator[Client]:
+@pytest.fixture(scope="session")
+def client(running_hub: Hub) -> Iterator[Client]:
     """A process with the Hub's libraries that is logged in as ann, without Xet."""
-    with shared_hub.client() as running:
+    with running_hub.client() as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def xet_client(shared_hub: Hub) -> Iterator[Client]:
+@pytest.fixture(scope="session")
+def xet_client(running_hub: Hub) -> Iterator[Client]:
     """As `client`, with Xet on, as users have it; the Hub's `uploads` must be "regular" for it."""
-    with shared_hub.client(xet=True) as running:
+    with running_hub.client(xet=True) as running:
         yield running
 
 

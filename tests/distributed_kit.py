@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -51,6 +52,12 @@ def results(output: Path, ranks: int = 2) -> list[dict[str, Any]]:
 
 
 # -- in the scripts --------------------------------------------------------------------------------------------------
+
+if (
+    "RANK" in os.environ
+):  # each Trainer has the garbage collected, through all that was ever imported unless it is frozen
+    gc.collect()
+    gc.freeze()
 
 # A run that must not depend on the number of processes: what the loss is divided by, and dropout, would.
 LIKE_ONE = {

@@ -7,6 +7,7 @@ libraries swallow it. Waits of a second or more (retries) are noted instead of w
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -80,6 +81,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         json.dumps(result)
     except Exception as error:
         result = {"error": describe(error)}
+    gc.collect()
+    gc.freeze()  # each Trainer has the garbage collected, through all that was ever imported unless that is frozen
     return {**result, "waits": list(waits), "strays": list(strays)}
 
 

@@ -99,6 +99,15 @@ class Hub:
         self.part_size: int | None = None
         self.faults.clear()
 
+    def clear(self) -> None:
+        """As it was at the start: no repositories, nobody but ann, an empty journal."""
+        self.reset()
+        self.store.repos.clear()
+        self.store.users.clear()
+        self.journal.requests.clear()
+        self.parts.clear()
+        self.add_user("ann")
+
     def check(self) -> None:
         """The server itself did nothing wrong: no crash, no request that it has no route for."""
         assert not self.crashes, "\n".join(self.crashes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 
 import pytest
@@ -29,10 +28,7 @@ def world(tmp_path_factory):
     save_models(folder)
     for task, rows in ROWS.items():
         write_rows(rows(), folder / "data" / task, "json")
-    gc.collect()
-    gc.freeze()  # each Trainer has the garbage collected several times
     yield folder
-    gc.unfreeze()
     datasets.config.HF_DATASETS_CACHE = kept
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 
 import pytest
@@ -62,15 +61,6 @@ class Measures(First):
 class Fails(First):
     def score(self, inputs):
         raise RuntimeError("there is no\n such thing")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _little_garbage():
-    """Each Trainer has the garbage collected several times; what the libraries hold need not be looked through."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -30,15 +30,6 @@ from hf_mpruner.record import PruningRecord
 from trainer_kit import STACK, Rows, Scripted, Spy, add, build_trainer
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections():
-    """Each Trainer has the garbage collected, which looks through everything that is imported unless it is frozen."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
 def source(tmp_path):
     return save_bert(tmp_path / "source")

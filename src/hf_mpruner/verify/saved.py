@@ -120,7 +120,9 @@ def _adopt_weights_(copy: nn.Module, model: nn.Module, folder: Path) -> None:
             owner._buffers[leaf] = tensor.to(other.device, other.dtype, copy=True)
             continue
         if not same_bits(tensor.to(other.dtype), other):
-            raise BadCopyError(f"a copy that was saved and loaded again has another {name!r}{why_other(model, name, folder)}")
+            raise BadCopyError(
+                f"a copy that was saved and loaded again has another {name!r}{why_other(model, name, folder)}"
+            )
         held: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
         held[leaf] = other
 
