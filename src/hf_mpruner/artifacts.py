@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .card import ModelFacts, merge_card, render_card
 from .card.front import read_metadata
 from .errors import MPrunerError
+from .narrowing import render_narrowing_card
 from .report import PAGE_NAME, write_plots
 from .runtime import keep_rng_state
 from .storage import new_folder, write_bytes
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .config import PruningConfig
+    from .narrowing import NarrowingReport
     from .report import PruningReport
 
 logger = logging.getLogger(__name__)
@@ -148,6 +150,40 @@ def write_artifacts(
         try:
             write_pages(draft, report, facts, config=config, title=folder.name, present=_card_before(folder, draft))
         except Exception as error:  # hours of training are worth more than their description
+            logger.warning("The model is written, its card is not: %s. Try again: hf-mpruner card %s", error, folder)
+    return folder
+
+
+def write_narrowed(
+    output_dir: str | os.PathLike[str],
+    *,
+    model: PreTrainedModel,
+    processing_class: Any = None,
+    report: NarrowingReport,
+    source: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write everything that a narrowed model needs, in one step; arguments and errors as `write_artifacts`.
+
+    Returns:
+        `Path`: the folder, absolute. It holds the model and its processor, `width_plan.json`, `narrowing_report.json` and
+        `README.md`, the model card.
+    """
+    folder = check_output_dir(output_dir, source=source, overwrite=overwrite)
+    with new_folder(folder) as draft, _no_bars(), keep_rng_state():
+        model.save_pretrained(draft)
+        if processing_class is not None:
+            processing_class.save_pretrained(draft)
+        check_saved_model(model, draft)
+        report.plan.save_pretrained(draft)
+        report.save(draft)
+        facts = ModelFacts.of_model(model, processing_class)
+        try:
+            text = merge_card(
+                _card_before(folder, draft), render_narrowing_card(report, model=facts, title=folder.name)
+            )
+            write_bytes(draft / CARD_NAME, text.encode("utf-8"))
+        except Exception as error:
             logger.warning("The model is written, its card is not: %s. Try again: hf-mpruner card %s", error, folder)
     return folder
 

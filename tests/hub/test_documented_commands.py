@@ -117,6 +117,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["apply", folder / "MODEL", "--plan", folder / "plan.json", "--output_dir", folder / "smaller"]
     assert main([str(word) for word in words]) == 0
     shutil.copytree(folder / "smaller", folder / "runs" / "pruned")
+    words = ["narrow", folder / "MODEL", "--dataset", folder / "DATA", "--fraction", "0.25", "--criterion", "l1"]
+    assert main([str(word) for word in (*words, "--output_dir", folder / "narrower")]) == 0
     return folder
 
 

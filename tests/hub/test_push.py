@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -107,6 +108,61 @@ def test_there_and_back_bit_for_bit(hub, client, xet_client, folder, name, road,
     assert sender.call(logits, place=name) == sender.call(logits, place=str(folder))
     assert not list(client.home.glob("hf/hf_mpruner/*"))
     assert not list(client.home.glob("hf/hub/.hf_mpruner*"))
+
+
+@pytest.fixture(scope="module")
+def narrowed(made, tmp_path_factory):
+    """The layers are all there, of each layer's neurons a quarter is not; made from the model that `made` was cut from."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from hf_mpruner import prune_width_
+    from hf_mpruner.artifacts import write_narrowed
+
+    model = AutoModelForSequenceClassification.from_pretrained(made)
+    report = prune_width_(model, 0.25, criterion="l1")
+    report = replace(report, plan=replace(report.plan, source_model="somebody/bert"))
+    folder = tmp_path_factory.mktemp("narrowed") / "narrow"
+    return write_narrowed(folder, model=model, processing_class=AutoTokenizer.from_pretrained(made), report=report)
+
+
+def test_a_narrowed_model_goes_there_and_comes_back(hub, client, folder, narrowed, tmp_path, name):
+    client.call(push, folder=str(folder), repo_id=name)  # of the same original, with layers cut: it is replaced
+    pushed = client.call(push, folder=str(narrowed), repo_id=name)
+    assert (pushed["card"], len(hub.store.repo(name).history())) == ("written", 3)
+    files = hub.store.repo(name).files()
+    assert set(files) - {".gitattributes"} == {path.name for path in narrowed.iterdir()}
+    assert hub.store.repo(name).history()[0].title.endswith("neurons, narrowed with hf_mpruner")
+    card = files["README.md"].decode()
+    assert f'from_pretrained("{name}")' in card
+    assert f"hf-mpruner narrow somebody/bert --plan {name} --output_dir out" in card
+    assert "- width-pruning" in card
+    assert "CKA of each pair" not in card
+    assert client.call(logits, place=name) == client.call(logits, place=str(narrowed))
+    assert client.call(push, folder=str(narrowed), repo_id=name)["commit"] is None
+    client.call(push, folder=str(folder), repo_id=name)  # and the other way round
+    assert not {"width_plan.json", "narrowing_report.json"} & set(hub.store.repo(name).files())
+    other = shutil.copytree(narrowed, tmp_path / "other")
+    values = json.loads((other / "width_plan.json").read_text())
+    (other / "width_plan.json").write_text(json.dumps({**values, "source_model": "another/bert"}))
+    failure = client.fails(push, folder=str(other), repo_id=name)
+    assert "holds a pruned 'somebody/bert', and this one was made from 'another/bert'" in failure.message
+
+
+def test_a_narrowed_folder_whose_parts_do_not_fit_is_not_pushed(hub, client, folder, narrowed, tmp_path, name):
+    broken = shutil.copytree(narrowed, tmp_path / "broken")
+    values = json.loads((broken / "width_plan.json").read_text())
+    path, unit = next(iter(values["units"].items()))
+    fewer = {**values, "units": {**values["units"], path: {**unit, "kept": unit["kept"][:-1]}}}
+    (broken / "width_plan.json").write_text(json.dumps(fewer))
+    assert "keep other neurons or heads" in client.fails(push, folder=str(broken), repo_id=name).message
+    (broken / "narrowing_report.json").unlink()
+    kept = len(unit["kept"])
+    failure = client.fails(push, folder=str(broken), repo_id=name)
+    assert failure.type == "PlanMismatchError"
+    assert f"leaves {kept - 1} of {unit['size']} neurons that '{path}' reads, the model has {kept}" in failure.message
+    shutil.copy(folder / PLAN_NAME, broken)
+    assert "a card tells of one" in client.fails(push, folder=str(broken), repo_id=name).message
+    assert ("model", name) not in hub.store.repos
 
 
 # -- twelve things that go wrong ---------------------------------------------------------------------------------------

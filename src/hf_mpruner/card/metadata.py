@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_mpruner.report import PruningReport, chosen_by
@@ -64,11 +64,11 @@ def build_metadata(
     if is_hub_id(base_model):
         values |= {"base_model": base_model, "base_model_relation": "finetune"}
     pruned = ["pruned", "layer-pruning"] if report.plan.num_removed else []
-    values["tags"] = _unique([*pruned, "hf_mpruner", *_methods(report), *tags])
-    values["datasets"] = _unique(dataset for dataset in found if is_hub_id(dataset))
+    values["tags"] = unique([*pruned, "hf_mpruner", *_methods(report), *tags])
+    values["datasets"] = unique(dataset for dataset in found if is_hub_id(dataset))
     metrics = _metrics(report)
-    values["metrics"] = _unique(metric["type"] for metric in metrics)
-    values["model-index"] = _model_index(report, model, name, metrics)
+    values["metrics"] = unique(metric["type"] for metric in metrics)
+    values["model-index"] = model_index(report.record.data.get("judging", {}), model, name, metrics)
     return {key: value for key, value in values.items() if value not in (None, "", [])}
 
 
@@ -103,7 +103,11 @@ def _metrics(report: PruningReport) -> list[dict[str, Any]]:
     record, after = report.record, report.after
     if record.pending or after is None:
         return []
-    measured = {**({record.metric: after.metric} if record.metric else {}), **after.metrics}
+    return known_metrics({**({record.metric: after.metric} if record.metric else {}), **after.metrics})
+
+
+def known_metrics(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of `{name: value}` those that the Hub knows, as a card has them."""
     return [
         {"type": metric_id(key), "value": plain_number(value), "name": key}
         for key, value in measured.items()
@@ -111,11 +115,10 @@ def _metrics(report: PruningReport) -> list[dict[str, Any]]:
     ]
 
 
-def _model_index(
-    report: PruningReport, model: ModelFacts, name: str, metrics: list[dict[str, Any]]
+def model_index(
+    judging: Mapping[str, Any], model: ModelFacts, name: str, metrics: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """One result, on the data that judged; empty unless task and data set are known to the Hub."""
-    judging = report.record.data.get("judging", {})
     if not metrics or not model.task or not is_hub_id(judging.get("dataset")):
         return []
     dataset = {"name": judging["dataset"], "type": judging["dataset"]}  # in huggingface_hub's own order
@@ -123,5 +126,6 @@ def _model_index(
     return [{"name": name, "results": [{"task": {"type": model.task}, "dataset": dataset, "metrics": metrics}]}]
 
 
-def _unique(items: Any) -> list[str]:
+def unique(items: Any) -> list[str]:
+    """Each once, in their order."""
     return list(dict.fromkeys(items))

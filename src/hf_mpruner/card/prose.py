@@ -125,8 +125,8 @@ def _metric_line(report: PruningReport, before: float, after: Measurement) -> st
     line = f"**{plain(record.metric)}**: {number(before)} -> {number(after.metric or 0.0)}"
     if kept is not None and kept.drop is not None:
         line += f" ({'better' if kept.drop <= 0 else 'worse'} by {number(abs(kept.drop))})"
-    described = _described(record.data.get("judging", {}), after.num_examples)
-    line += f" on {described}" if described else ""
+    data = described(record.data.get("judging", {}), after.num_examples)
+    line += f" on {data}" if data else ""
     if after.interval:
         low, high = after.interval
         line += f"; {record.confidence:.0%} interval after pruning {number(low)} to {number(high)}"
@@ -173,11 +173,11 @@ def data_lines(report: PruningReport) -> list[str]:
         "judging": "**Judged** every round",
         "training": "**Trained** the model",
     }
-    parts = {role: _described(record.data.get(role, {})) for role in roles}
+    parts = {role: described(record.data.get(role, {})) for role in roles}
     return [f"{words}: {parts[role]}" for role, words in roles.items() if parts[role]]
 
 
-def _described(part: Mapping[str, Any], examples: int | None = None) -> str:
+def described(part: Mapping[str, Any], examples: int | None = None) -> str:
     """Data in words: how many examples, and the Hub id with its configuration and split, or what else is known of it."""
     examples = examples or part.get("num_examples")
     how_many = count(examples, "example") if examples else ""

@@ -131,7 +131,14 @@ _CALLS = {
 }
 
 
-def replay_snippet(model: ModelFacts, source: str, base_model: str | None, revision: str | None) -> str:
+def replay_snippet(
+    model: ModelFacts,
+    source: str,
+    base_model: str | None,
+    revision: str | None,
+    plan: str = "PruningPlan",
+    apply: str = "apply_plan_",
+) -> str:
     """Code that makes the same cut on a fresh copy of the model that was pruned.
 
     Args:
@@ -139,8 +146,10 @@ def replay_snippet(model: ModelFacts, source: str, base_model: str | None, revis
         source (`str`): repository or folder with the plan.
         base_model (`str`, *optional*): the model that was pruned.
         revision (`str`, *optional*): of that model.
+        plan (`str`): the plan's class.
+        apply (`str`): what applies it.
     """
-    lines = ["from hf_mpruner import PruningPlan, apply_plan_"]
+    lines = [f"from hf_mpruner import {plan}, {apply}"]
     if base_model and model.loader:
         trust = ", trust_remote_code=True" if model.own_code else ""
         at = f', revision="{revision}"' if revision else ""
@@ -150,4 +159,4 @@ def replay_snippet(model: ModelFacts, source: str, base_model: str | None, revis
     else:
         lines += ["", "# original: the model that was pruned, as it was before"]
         name = "original"
-    return "\n".join([*lines, f'apply_plan_({name}, PruningPlan.from_pretrained("{source}"))'])
+    return "\n".join([*lines, f'{apply}({name}, {plan}.from_pretrained("{source}"))'])

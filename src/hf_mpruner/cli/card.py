@@ -11,6 +11,7 @@ from .parser import UsageError
 
 if TYPE_CHECKING:
     from hf_mpruner.config import PruningConfig
+    from hf_mpruner.narrowing import NarrowingReport
     from hf_mpruner.report import PruningReport
 
 EXAMPLES = """examples:
@@ -22,7 +23,7 @@ USAGE = "hf-mpruner card FOLDER ..."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `hf-mpruner card`."""
-    parser.add_argument("folder", metavar="FOLDER", help="of a pruned model: with config.json and report.json")
+    parser.add_argument("folder", metavar="FOLDER", help="of a pruned or narrowed model: config.json and its report")
     parser.add_argument(
         "--repo_id", help="where the card's code loads the model from (default: the folder it lies in)"
     )
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Check that report and model belong together, then write; what a person wrote in the card stays."""
     from hf_mpruner.artifacts import CARD_NAME, find_pictures, read_card, write_pages
     from hf_mpruner.card import ModelFacts, merge_card, render_card
+    from hf_mpruner.narrowing import NarrowingReport, render_narrowing_card
     from hf_mpruner.storage import write_bytes
 
     folder = Path(args.folder)
@@ -52,19 +54,19 @@ def run(args: argparse.Namespace) -> int:
     model = ModelFacts.of_folder(folder)
     _check_same_model(folder, report, args.trust_remote_code)
     title = args.repo_id.rpartition("/")[2] if args.repo_id else folder.resolve().name
-    made: dict[str, Any] = {
-        "model": model,
-        "config": _config(folder),
-        "title": title,
-        "repo_id": args.repo_id,
-        **wanted,
-    }
+    made: dict[str, Any] = {"model": model, "title": title, "repo_id": args.repo_id, **wanted}
     present = read_card(folder)
     written: list[str] = []
     try:
-        if args.dry_run or args.output:
+        if isinstance(report, NarrowingReport):
+            text = merge_card(present, render_narrowing_card(report, **made))
+            if not (args.dry_run or args.output):
+                written = [str(write_bytes(folder / CARD_NAME, text.encode("utf-8")))]
+        elif args.dry_run or args.output:
+            made["config"] = _config(folder)
             text = merge_card(present, render_card(report, pictures=find_pictures(folder), **made))
         else:
+            made["config"] = _config(folder)
             written = [str(folder / name) for name in write_pages(folder, report, present=present, **made)]
             text = read_card(folder) or ""
     except ValueError as error:
@@ -102,7 +104,8 @@ def _metadata(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _report(folder: Path) -> PruningReport:
+def _report(folder: Path) -> PruningReport | NarrowingReport:
+    from hf_mpruner.narrowing import NARROWING_REPORT_NAME, NarrowingReport
     from hf_mpruner.record import RECORD_NAME, PruningRecord
     from hf_mpruner.report import REPORT_NAME, PruningReport
 
@@ -111,13 +114,13 @@ def _report(folder: Path) -> PruningReport:
             return PruningReport.load(folder)
         if (folder / RECORD_NAME).is_file():
             return PruningReport(PruningRecord.load(folder))
+        if (folder / NARROWING_REPORT_NAME).is_file():
+            return NarrowingReport.load(folder)
     except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"The {REPORT_NAME} of '{folder}' is none of hf_mpruner's: {error!r} is missing in it."
-        ) from error
+        raise UsageError(f"The report of '{folder}' is none of hf_mpruner's: {error!r} is missing in it.") from error
     raise UsageError(
-        f"'{folder}' has no {REPORT_NAME} and no {RECORD_NAME}: a card says only what was measured. Name a folder that "
-        "hf-mpruner prune or apply wrote."
+        f"'{folder}' has no {REPORT_NAME} and no {RECORD_NAME}, and no {NARROWING_REPORT_NAME}: a card says only what was "
+        "measured. Name a folder that hf-mpruner prune, apply or narrow wrote."
     )
 
 
@@ -127,12 +130,37 @@ def _config(folder: Path) -> PruningConfig | None:
     return PruningConfig.from_pretrained(folder) if (folder / CONFIG_NAME).is_file() else None
 
 
-def _check_same_model(folder: Path, report: PruningReport, trust_remote_code: bool) -> None:
-    """Compare the layers that the report and the plan leave with those that the config has.
+def _check_same_model(folder: Path, report: PruningReport | NarrowingReport, trust_remote_code: bool) -> None:
+    """Compare what the report and the plan leave with what the config has.
 
     Raises:
         PlanMismatchError: if they are of different models.
     """
+    from hf_mpruner.narrowing import NarrowingReport
+
+    if isinstance(report, NarrowingReport):
+        _check_same_width(folder, report, trust_remote_code)
+    else:
+        _check_same_layers(folder, report, trust_remote_code)
+
+
+def _check_same_width(folder: Path, report: NarrowingReport, trust_remote_code: bool) -> None:
+    from hf_mpruner.errors import PlanMismatchError
+    from hf_mpruner.plan import WIDTH_PLAN_NAME, WidthPlan
+    from hf_mpruner.publish.fits import check_fits, check_one_run
+
+    from .models import build_empty, load_config
+
+    model = build_empty(load_config(str(folder), None, trust_remote_code), trust_remote_code)
+    try:
+        check_fits(model, report.plan)
+    except PlanMismatchError as error:
+        raise PlanMismatchError(f"The report in '{folder}' is not of the model there. {error}") from error
+    if (folder / WIDTH_PLAN_NAME).is_file():
+        check_one_run(folder, (), WidthPlan.from_pretrained(folder), report)
+
+
+def _check_same_layers(folder: Path, report: PruningReport, trust_remote_code: bool) -> None:
     from hf_mpruner.card.prose import kept_now
     from hf_mpruner.errors import PlanMismatchError
     from hf_mpruner.plan import PLAN_NAME, PruningPlan

@@ -72,12 +72,12 @@ def read_config(args: argparse.Namespace, **defaults: Any) -> PruningConfig:
     return config
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
+def add_data_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The model, and which columns of which data."""
     add_model_flags(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset", required=True, help="Hub id, folder (files or save_to_disk), or one CSV/JSON/Parquet file"
+        "--dataset", required=required, help="Hub id, folder (files or save_to_disk), or one CSV/JSON/Parquet file"
     )
     data.add_argument("--dataset_config", help="configuration of a data set that has several")
     for flag, text in COLUMNS.items():

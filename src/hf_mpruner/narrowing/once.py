@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_mpruner.architectures import Widths, find_widths
 from hf_mpruner.architectures.width import What
-from hf_mpruner.data import FirstBatch, calibration_loader
+from hf_mpruner.data import FirstBatch, calibration_loader, describe_sample
+from hf_mpruner.environment import describe_device, library_versions
 from hf_mpruner.runtime import keep_rng_state
 from hf_mpruner.surgery import apply_compared_, apply_width_plan_
 from hf_mpruner.verify import check_request
@@ -81,7 +82,7 @@ def prune_width_(
     if calibration is None and verify == "full":
         check_request(verify, None)
     sample: Any = {"num_samples": calibration_samples, "batch_size": calibration_batch_size, "seed": seed}
-    first = None if calibration is None else _read(model, calibration, processing_class, sample)
+    first, facts = _read(model, calibration, processing_class, sample)
     choice: Any = {"criterion": criterion, "what": what, "fields": fields, "multiple_of": multiple_of, "seed": seed}
     batches = None if first is None else first.batches
     plan = plan_width(model, found, fraction, batches=batches, show_progress=show_progress, **choice)
@@ -90,12 +91,19 @@ def prune_width_(
         edit = apply_width_plan_(model, plan)
     else:
         edit = apply_compared_(model, plan, found, first(), saved=verify == "full")
-    return NarrowingReport(plan, preview, edit=edit)
+    device = describe_device(model.device)
+    return NarrowingReport(plan, preview, data=facts, versions=library_versions(), device=device, edit=edit)
 
 
-def _read(model: PreTrainedModel, calibration: Any, processing_class: Any, sample: Any) -> FirstBatch:
+def _read(
+    model: PreTrainedModel, calibration: Any, processing_class: Any, sample: Any
+) -> tuple[FirstBatch | None, dict[str, Any]]:
+    """The batches, and what is known of where they are from; without data neither."""
+    if calibration is None:
+        return None, {}
     with keep_rng_state():
-        return FirstBatch(calibration_loader(calibration, processing_class=processing_class, model=model, **sample))
+        loader = calibration_loader(calibration, processing_class=processing_class, model=model, **sample)
+        return FirstBatch(loader), {"calibration": describe_sample(calibration, loader, "given by the user")}
 
 
 def check_width(

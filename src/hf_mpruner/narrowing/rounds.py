@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_mpruner.architectures import count_parameters
+from hf_mpruner.data import describe_data
+from hf_mpruner.environment import describe_device, library_versions
 from hf_mpruner.errors import MPrunerError, UnsupportedBackendError
 from hf_mpruner.metric import Metric, choose_metric, strip_prefix
 from hf_mpruner.plan import WidthPlan, WidthPreview
@@ -81,9 +83,8 @@ def prune_width_in_rounds(
     _check_arguments(rounds, max_metric_drop, settings)
     check_width(model, fraction, **_of_check(settings))
     trainer = _make(make_trainer, model)
-    metrics = _evaluate(trainer)
-    decides = _choose(trainer, metrics, metric, greater_is_better)
-    baseline = decides.read(metrics)
+    decides, baseline = _choose(trainer, _evaluate(trainer), metric, greater_is_better)
+    judging = describe_data(trainer.eval_dataset, "evaluation set")
     calibration = trainer.eval_dataset if calibration is None else calibration
     settings.setdefault("processing_class", trainer.processing_class)
     del trainer  # its optimizer is of the wider model
@@ -97,7 +98,8 @@ def prune_width_in_rounds(
         return NarrowingRound(number, report.plan.num_removed, count_parameters(model), value, drop, accepted)
 
     report = _run_rounds(model, fraction, rounds, {"calibration": calibration, **settings}, judge)
-    return replace(report, metric_name=decides.name, baseline=baseline)
+    data = {**report.data, "judging": judging}
+    return replace(report, metric_name=decides.name, baseline=baseline, data=data)
 
 
 def _run_rounds(
@@ -109,7 +111,7 @@ def _run_rounds(
 ) -> NarrowingReport:
     """Cut, let it be trained and judged, keep or take back."""
     parameters, size = count_parameters(model), _bytes(model)
-    plan: WidthPlan | None = None
+    plan, data = WidthPlan({}, model_type=model.config.model_type), {}
     done: list[NarrowingRound] = []
     for number in range(1, rounds + 1):
         try:
@@ -119,15 +121,17 @@ def _run_rounds(
             break
         kept = _State(model)
         report = prune_width_(model, fraction, **settings)
+        data = report.data
         round_ = judge(number, report)
         done.append(round_)
         logger.info("Round %d: %.4g, %s.", number, round_.metric, "kept" if round_.accepted else "taken back")
         if not round_.accepted:
             kept.restore_(model, report)
             break
-        plan = report.plan if plan is None else plan.then(report.plan)
+        plan = plan.then(report.plan) if plan.units else report.plan
     preview = WidthPreview(parameters, count_parameters(model), size, _bytes(model))
-    return NarrowingReport(plan or WidthPlan({}, model_type=model.config.model_type), preview, tuple(done))
+    device = describe_device(model.device)
+    return NarrowingReport(plan, preview, tuple(done), data=data, versions=library_versions(), device=device)
 
 
 def _check_arguments(rounds: Any, max_metric_drop: Any, settings: Mapping[str, Any]) -> None:
@@ -174,7 +178,10 @@ def _make(make_trainer: MakeTrainer, model: PreTrainedModel) -> Trainer:
     return trainer
 
 
-def _choose(trainer: Trainer, metrics: dict[str, float], name: str | None, greater: bool | None) -> Metric:
+def _choose(
+    trainer: Trainer, metrics: dict[str, float], name: str | None, greater: bool | None
+) -> tuple[Metric, float]:
+    """What decides, and its value before the first round."""
     args = trainer.args
     hint = (args.metric_for_best_model or "").removeprefix("eval_") or None
     try:
@@ -186,7 +193,7 @@ def _choose(trainer: Trainer, metrics: dict[str, float], name: str | None, great
     baseline = decides.read(metrics)
     if not math.isfinite(baseline):
         raise MPrunerError(f"{decides.name} is {baseline} before the first round: nothing can be compared with it.")
-    return decides
+    return decides, baseline
 
 
 def _evaluate(trainer: Trainer) -> dict[str, float]:

@@ -7,11 +7,14 @@ from typing import Any
 
 from hf_mpruner.errors import MPrunerError, PushError
 from hf_mpruner.hub import Remote, check_repo_id, check_target, explain, find_account, find_remote, patiently
-from hf_mpruner.plan import PLAN_NAME
+from hf_mpruner.narrowing import NARROWING_REPORT_NAME
+from hf_mpruner.plan import PLAN_NAME, WIDTH_PLAN_NAME
 from hf_mpruner.record import RECORD_NAME
 from hf_mpruner.report import REPORT_NAME
 
 MAIN = "main"
+# A plan, and what must lie beside one of them so that hf_mpruner has pushed it.
+_OURS = {PLAN_NAME: {REPORT_NAME, RECORD_NAME}, WIDTH_PLAN_NAME: {NARROWING_REPORT_NAME}}
 
 
 def check_destination(
@@ -99,9 +102,11 @@ def _find_other(remote: Remote, model_type: str | None, source_model: str | None
     kind = f"a model of type '{theirs}'" if theirs else "a model"
     if theirs is not None and model_type is not None and theirs != model_type:
         return f"{kind}, and this one is of type '{model_type}'"
-    if PLAN_NAME not in remote.files or not {REPORT_NAME, RECORD_NAME} & set(remote.files):
+    files = set(remote.files)
+    name = next((plan for plan, beside in _OURS.items() if plan in files and beside & files), None)
+    if name is None:
         return f"{kind} that hf_mpruner did not push ('{remote.weights[0]}' without a plan and a report)"
-    plan: Any = remote.read_json(PLAN_NAME) or {}
+    plan: Any = remote.read_json(name) or {}
     source = plan.get("source_model")
     if source and source_model and source != source_model:
         return f"a pruned '{source}', and this one was made from '{source_model}'"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,13 +13,16 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from hf_mpruner.config import CONFIG_NAME, PruningConfig
-from hf_mpruner.errors import MPrunerError, PlanMismatchError, PushError
+from hf_mpruner.config import CONFIG_NAME
+from hf_mpruner.errors import MPrunerError, PushError
 from hf_mpruner.hub import NEVER_SENT, WEIGHTS, Secrets, find_leaks, matches, scrub_json
-from hf_mpruner.plan import PLAN_NAME, PruningPlan
-from hf_mpruner.record import RECORD_NAME, PruningRecord
-from hf_mpruner.report import REPORT_NAME, PruningReport
+from hf_mpruner.narrowing import NARROWING_REPORT_NAME, NarrowingReport
+from hf_mpruner.plan import PLAN_NAME, WIDTH_PLAN_NAME, PruningPlan, WidthPlan
+from hf_mpruner.record import RECORD_NAME
+from hf_mpruner.report import PAGE_NAME, REPORT_NAME, PruningReport
 from hf_mpruner.verify.saved import quietly
+
+from .fits import Plan, Report, check_fits, check_one_run
 
 CARD = "README.md"
 # What a Trainer leaves in a folder and no user of the model needs; hidden files and names with "_" stay as well.
@@ -35,8 +37,11 @@ _NOT_SENT = (
     "__pycache__",
     "*.tmp",
 )
-# Files of an earlier push that go if this one has none of that name.
-REPLACED = (*WEIGHTS, "plots/similarity_round_*.png", "plots/similarity_after_*.png")
+# Files of an earlier push that go if this one has none of that name: weights and pictures, and what says of a narrowed model
+# how its layers were cut, or the other way round.
+_REPLACED = (*WEIGHTS, "plots/similarity_round_*.png", "plots/similarity_after_*.png")
+_OF_WIDTH = (WIDTH_PLAN_NAME, NARROWING_REPORT_NAME)
+_OF_DEPTH = (PLAN_NAME, REPORT_NAME, RECORD_NAME, CONFIG_NAME, PAGE_NAME, "plots/*.png")
 _TRUST = "Look at it, then pass --trust_remote_code (trust_remote_code=True) to run it."
 _SCRUBBED_BYTES = 20_000_000
 
@@ -50,16 +55,21 @@ class ModelFolder:
         files (`tuple[str, ...]`): what is sent, relative to the folder, README.md among it if there is one.
         config (`PreTrainedConfig`): of the model.
         model_class (type): what loads it.
-        plan (`PruningPlan`): how it was cut.
-        report (`PruningReport`, *optional*): of the run that cut it.
+        plan (`PruningPlan` or `WidthPlan`): how it was cut, or narrowed.
+        report (`PruningReport` or `NarrowingReport`, *optional*): of the run that did it.
     """
 
     folder: Path
     files: tuple[str, ...]
     config: PreTrainedConfig
     model_class: type[PreTrainedModel]
-    plan: PruningPlan
-    report: PruningReport | None = None
+    plan: Plan
+    report: Report | None = None
+
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """Patterns of files of an earlier push that go if this one has none of that name."""
+        return (*_REPLACED, *(_OF_WIDTH if isinstance(self.plan, PruningPlan) else _OF_DEPTH))
 
     @property
     def num_bytes(self) -> int:
@@ -90,7 +100,7 @@ class ModelFolder:
         """Load the weights and compare them with the plan.
 
         Raises:
-            PlanMismatchError: if the plan leaves other layers than there are.
+            PlanMismatchError: if the plan leaves other layers, neurons or heads than there are.
             MPrunerError: if it does not load whole.
         """
         check_fits(self.load(), self.plan)
@@ -120,7 +130,7 @@ def read_folder(folder: str | os.PathLike[str], *, trust_remote_code: bool = Fal
     """Look whether a folder holds a pruned model whose files belong together; weights are not read.
 
     Args:
-        folder (path): as `hf-mpruner prune` or `apply` wrote it.
+        folder (path): as `hf-mpruner prune`, `apply` or `narrow` wrote it.
         trust_remote_code (`bool`): whether code that lies in the folder may be run to load it.
 
     Raises:
@@ -132,9 +142,15 @@ def read_folder(folder: str | os.PathLike[str], *, trust_remote_code: bool = Fal
         raise ValueError(f"'{folder}' is no folder. Pass the one that hf-mpruner prune wrote (its --output_dir).")
     files = tuple(find_files(root))
     _check_complete(root, files)
-    plan = PruningPlan.from_pretrained(root)
-    report = PruningReport.load(root) if REPORT_NAME in files else None
-    _check_one_run(root, files, plan, report)
+    plan: Plan
+    report: Report | None = None
+    if PLAN_NAME in files:
+        plan = PruningPlan.from_pretrained(root)
+        report = PruningReport.load(root) if REPORT_NAME in files else None
+    else:
+        plan = WidthPlan.from_pretrained(root)
+        report = NarrowingReport.load(root) if NARROWING_REPORT_NAME in files else None
+    check_one_run(root, files, plan, report)
     try:
         config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
     except ValueError as error:
@@ -196,68 +212,13 @@ def _check_complete(root: Path, files: tuple[str, ...]) -> None:
                     f"'{root}' lacks '{missing[0]}', which '{name}' names: {len(missing)} of {len(parts)} parts of the "
                     "weights are not there. Save the model again with model.save_pretrained(folder)."
                 )
-    if PLAN_NAME not in files:
+    if {PLAN_NAME, WIDTH_PLAN_NAME} <= set(files):
         raise ValueError(
-            f"'{root}' has no {PLAN_NAME}, so nothing says how the model was pruned. Write it with "
+            f"'{root}' has a {PLAN_NAME} and a {WIDTH_PLAN_NAME}, and a card tells of one. Take out the one of the earlier step, "
+            "whose model is this one's source."
+        )
+    if not {PLAN_NAME, WIDTH_PLAN_NAME} & set(files):
+        raise ValueError(
+            f"'{root}' has no {PLAN_NAME}, and no {WIDTH_PLAN_NAME}, so nothing says how the model was pruned. Write it with "
             f"plan.save_pretrained(folder). A model that was not pruned is pushed by: hf upload REPO_ID {root}"
         )
-
-
-def _check_one_run(root: Path, files: tuple[str, ...], plan: PruningPlan, report: PruningReport | None) -> None:
-    """The plan, the report, the record and the settings say the same."""
-    if report is None:
-        return
-    if report.plan.kept != plan.kept:
-        raise PlanMismatchError(
-            f"'{root}' mixes two runs: {PLAN_NAME} keeps {_short(plan.kept)}, {REPORT_NAME} {_short(report.plan.kept)}. "
-            "Write the folder anew, or take the file of the other run out of it."
-        )
-    if report.plan.merged != plan.merged:
-        raise PlanMismatchError(
-            f"'{root}' mixes two runs: {PLAN_NAME} and {REPORT_NAME} merge other layers. Write the folder anew, or take the "
-            "file of the other run out of it."
-        )
-    if RECORD_NAME in files and PruningRecord.load(root).kept != report.record.kept:
-        raise PlanMismatchError(
-            f"'{root}' mixes two runs: {RECORD_NAME} and {REPORT_NAME} keep other layers. Write the folder anew."
-        )
-    if CONFIG_NAME in files and report.record.config:
-        written, measured = PruningConfig.from_pretrained(root).to_dict(), report.record.config
-        other = sorted(key for key in measured if key in written and written[key] != measured[key])
-        if other:
-            raise PlanMismatchError(
-                f"'{root}' mixes two runs: {other[0]} is {written[other[0]]!r} in {CONFIG_NAME} and "
-                f"{measured[other[0]]!r} in {REPORT_NAME}. Write the folder anew."
-            )
-
-
-def check_fits(model: PreTrainedModel, plan: PruningPlan) -> None:
-    """Compare the layers that a model has with those that a plan leaves.
-
-    Raises:
-        PlanMismatchError: if they differ in any stack, or the plan is for another type of model.
-    """
-    if plan.model_type is not None and plan.model_type != model.config.model_type:
-        raise PlanMismatchError(
-            f"The plan is for a model of type '{plan.model_type}', the model is a '{model.config.model_type}'. Put "
-            f"the plan of this model into {PLAN_NAME}."
-        )
-    for path, stack in plan.stacks.items():
-        try:
-            depth = len(list(model.get_submodule(path).children()))
-        except AttributeError:
-            depth = 0
-        if not depth:
-            raise PlanMismatchError(
-                f"The plan names '{path}', which is no stack of {type(model).__name__}. Put the plan of this model into "
-                f"{PLAN_NAME}."
-            )
-        if depth != len(stack.kept):
-            hint = "It was not applied: hf-mpruner apply does." if depth == stack.depth else "It is another model's."
-            raise PlanMismatchError(
-                f"The plan leaves {len(stack.kept)} of {stack.depth} layers in '{path}', the model has {depth}. {hint}"
-            )
-
-
-def _short(kept: Mapping[str, Any]) -> str:
-    return "; ".join(f"{path}: {list(layers)}" for path, layers in kept.items())

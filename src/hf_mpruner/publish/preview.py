@@ -12,7 +12,7 @@ from huggingface_hub.errors import RevisionNotFoundError
 from hf_mpruner.errors import PushError
 from hf_mpruner.hub import Remote, brief, explain, find_remote, matches, patiently
 
-from .folder import CARD, REPLACED, read_folder
+from .folder import CARD, read_folder
 from .push import Target, check_target_of, secrets_for
 from .readme import make_card
 
@@ -71,7 +71,7 @@ def preview_push(
         sizes[CARD] = len(text.encode("utf-8"))
     else:
         sizes.pop(CARD, None)
-    stale = [name for name in (remote.files if remote else ()) if name not in sizes and matches(name, REPLACED)]
+    stale = [name for name in (remote.files if remote else ()) if name not in sizes and matches(name, found.replaces)]
     return PushPreview(full, dict(sorted(sizes.items())), tuple(stale), state, tuple(lines))
 
 

@@ -15,15 +15,17 @@ from typing import Any
 from huggingface_hub import constants
 from transformers import PreTrainedModel
 
-from hf_mpruner.artifacts import write_artifacts
+from hf_mpruner.artifacts import write_artifacts, write_narrowed
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.errors import MPrunerError, PushError
 from hf_mpruner.hub import Pushed, Secrets, check_repo_id, check_target, commit_files
-from hf_mpruner.report import PruningReport
+from hf_mpruner.narrowing import NarrowingReport
+from hf_mpruner.plan import PruningPlan
 
 from .compare import compare_pushed
 from .destination import MAIN, check_destination, check_not_taken
-from .folder import CARD, REPLACED, ModelFolder, check_fits, read_folder
+from .fits import Plan, Report, check_fits
+from .folder import CARD, ModelFolder, read_folder
 from .readme import make_card
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ def push_pruned_model(
     model_or_folder: PreTrainedModel | str | os.PathLike[str],
     repo_id: str,
     *,
-    report: PruningReport | None = None,
+    report: Report | None = None,
     config: PruningConfig | None = None,
     processing_class: Any = None,
     output_dir: str | os.PathLike[str] | None = None,
@@ -58,7 +60,7 @@ def push_pruned_model(
     trust_remote_code: bool = False,
     token: str | bool | None = None,
 ) -> Pushed:
-    """Put a pruned model on the Hub: weights, processor, plan, report and card, in one commit.
+    """Put a pruned or narrowed model on the Hub: weights, processor, plan, report and card, in one commit.
 
     A folder is checked first: it loads, its plan fits the weights, plan and report are of one run, and no token and no
     local path is in it. A README.md that others wrote is kept: only the section of hf_mpruner is replaced. What was
@@ -71,7 +73,7 @@ def push_pruned_model(
     Args:
         model_or_folder (`PreTrainedModel` or path): a pruned model in memory, or a folder that holds one.
         repo_id (`str`): the repository; it is made if there is none. Without a namespace, the user's own.
-        report (`PruningReport`, *optional*): of the run that pruned it; a model in memory needs it.
+        report (`PruningReport` or `NarrowingReport`, *optional*): how it was pruned; a model in memory needs it.
         config (`PruningConfig`, *optional*): what was asked for; by default what the report says.
         processing_class (*optional*): tokenizer or processor that is saved beside a model in memory.
         output_dir (path, *optional*): where a model in memory is written. By default a folder in `HF_HOME` that is
@@ -104,7 +106,7 @@ def push_pruned_model(
             "report=callback.report, or what prune_ returned; or push the folder that holds it."
         )
     check_fits(model_or_folder, report.plan)
-    full = _check_destination(repo_id, target, model_or_folder.config.model_type, report.record.source_model, token)
+    full = _check_destination(repo_id, target, model_or_folder.config.model_type, report.plan.source_model, token)
     folder, stays = _staging(full, output_dir)
     _write(folder, model_or_folder, processing_class, report, config)
     pushed = _push_folder(folder, full, target, inputs, token)
@@ -137,12 +139,15 @@ def push_command(folder: str | os.PathLike[str], repo_id: str, target: Target) -
 
 
 def _write(
-    folder: Path, model: PreTrainedModel, processing_class: Any, report: PruningReport, config: PruningConfig | None
+    folder: Path, model: PreTrainedModel, processing_class: Any, report: Report, config: PruningConfig | None
 ) -> None:
     """Everything of a model in memory, whole or not at all."""
-    settings = config or (PruningConfig.from_dict(report.record.config) if report.record.config else None)
     try:
-        write_artifacts(folder, model=model, processing_class=processing_class, report=report, config=settings)
+        if isinstance(report, NarrowingReport):
+            write_narrowed(folder, model=model, processing_class=processing_class, report=report)
+        else:
+            settings = config or (PruningConfig.from_dict(report.record.config) if report.record.config else None)
+            write_artifacts(folder, model=model, processing_class=processing_class, report=report, config=settings)
     except Exception as error:
         if isinstance(error, MPrunerError | ValueError):
             raise
@@ -167,13 +172,13 @@ def _push_folder(
         pushed = commit_files(
             full,
             contents,
-            message=f"{found.model_class.__name__} without {found.plan.num_removed} layers, pruned with hf_mpruner",
+            message=_message(found.model_class.__name__, found.plan),
             private=target.private,
             revision=target.revision,
             create_pr=target.create_pr,
             token=token,
             card=make_card(found, full, secrets),
-            replaces=REPLACED,
+            replaces=found.replaces,
             check=_allowed(found, target),
         )
     except PushError as error:
@@ -193,6 +198,13 @@ def _push_folder(
         if not compared:
             logger.info("%s: weights were compared, outputs not, as no inputs are known.", pushed.repo_id)
     return pushed
+
+
+def _message(name: str, plan: Plan) -> str:
+    if isinstance(plan, PruningPlan):
+        return f"{name} without {plan.num_removed} layers, pruned with hf_mpruner"
+    what = " and ".join(sorted({unit.what for unit in plan.units.values()})) or "neurons"
+    return f"{name} without {plan.num_removed} {what}, narrowed with hf_mpruner"
 
 
 def secrets_for(folder: str | os.PathLike[str], token: str | bool | None) -> Secrets:

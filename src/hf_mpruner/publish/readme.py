@@ -9,6 +9,7 @@ from collections.abc import Callable
 from hf_mpruner.card import BEGIN, END, ModelFacts, check_card, merge_card, render_card
 from hf_mpruner.errors import PushError
 from hf_mpruner.hub import Secrets, find_leaks
+from hf_mpruner.narrowing import NarrowingReport, render_narrowing_card
 
 from .folder import CARD, ModelFolder
 
@@ -78,7 +79,10 @@ def _render(found: ModelFolder, repo_id: str, local: str | None) -> str | None:
     title = repo_id.rpartition("/")[2]
     try:
         facts = ModelFacts.of_folder(found.folder)
-        fresh = render_card(found.report, model=facts, repo_id=repo_id, title=title, pictures=pictures)
+        if isinstance(found.report, NarrowingReport):
+            fresh = render_narrowing_card(found.report, model=facts, repo_id=repo_id, title=title)
+        else:
+            fresh = render_card(found.report, model=facts, repo_id=repo_id, title=title, pictures=pictures)
         return merge_card(local, fresh)
     except ValueError as error:  # the weights are not held up by their description
         logger.warning("%s is pushed as it lies in '%s': %s", CARD, found.folder, " ".join(str(error).split()))
