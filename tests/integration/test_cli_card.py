@@ -159,7 +159,7 @@ def damage_names(folder):
 
 
 REFUSED = {
-    "no report": (damage_report, 2, "has no report.json and no pruning_record.json: a card says only what was measured"),
+    "no report": (damage_report, 2, "has no report.json and no pruning_record.json, and no narrowing_report.json: a card says only what was measured"),
     "not a report": (lambda f: (f / "report.json").write_text("{}"), 2, "is none of hf_mpruner's: KeyError('record')"),
     "no model": (lambda f: (f / "config.json").unlink(), 1, "there is no config.json. Pass the folder that save_pretrained"),
     "no class": (damage_names, 1, "names no class ('architectures' is None)"),
