@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hf_mpruner.record import PruningRecord
     from hf_mpruner.report import PruningReport
     from hf_mpruner.scoring import make_compute_metrics
+    from hf_mpruner.sequential import SequentialStop
     from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, linear_cka
     from hf_mpruner.sparsity import sparsify_
     from hf_mpruner.surgery import apply_plan_, apply_width_plan_, drop_halves_
@@ -57,6 +58,7 @@ __all__ = [
     "PruningRecord",
     "PruningReport",
     "PushError",
+    "SequentialStop",
     "SimilarityAccumulator",
     "SimilarityMatrix",
     "SimilarityProtocol",
@@ -100,6 +102,7 @@ _MODULE_OF = {
     "PruningRecord": "record",
     "PruningReport": "report",
     "PushError": "errors",
+    "SequentialStop": "sequential",
     "SimilarityAccumulator": "similarity",
     "SimilarityMatrix": "similarity",
     "SimilarityProtocol": "similarity",

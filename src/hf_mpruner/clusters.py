@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -53,9 +54,7 @@ def find_clusters(
         >>> [cluster.layers for cluster in find_clusters(similarity, threshold=0.98, linkage="chain")]
         [(0, 1, 2)]
     """
-    _check_threshold(float(threshold))
-    if linkage not in get_args(Linkage):
-        raise ValueError(f"linkage={linkage!r} is not one of 'anchor', 'chain'.")
+    check_rule(threshold, linkage)
     values = _checked_values(matrix)
     clusters: list[LayerCluster] = []
     run, weakest = [0], 1.0
@@ -70,7 +69,41 @@ def find_clusters(
     return [*clusters, LayerCluster(tuple(run), weakest)]
 
 
-def _check_threshold(threshold: float) -> None:
+def compared_pairs(clusters: Sequence[LayerCluster], linkage: Linkage = "anchor") -> list[tuple[int, int]]:
+    """The pairs of layers whose similarities decided on these clusters: one for each layer but the first.
+
+    Clusters that come of other similarities are the same if each of these pairs is on the same side of the threshold: the
+    first of them that is not is the first place at which the clusters part.
+
+    Args:
+        clusters (sequence of `LayerCluster`): from `find_clusters`.
+        linkage (`str`): that they were found with.
+
+    Returns:
+        `list` of pairs: the layer that is compared with, and the layer that joined or did not.
+
+    Example:
+        >>> compared_pairs([LayerCluster((0, 1), 0.99), LayerCluster((2,), 1.0)])
+        [(0, 1), (0, 2)]
+        >>> compared_pairs([LayerCluster((0, 1), 0.99), LayerCluster((2,), 1.0)], "chain")
+        [(0, 1), (1, 2)]
+    """
+    pairs, anchor = [], 0
+    for layer in (layer for cluster in clusters for layer in cluster.layers if layer):
+        pairs.append((anchor if linkage == "anchor" else layer - 1, layer))
+        if layer in {cluster.layers[0] for cluster in clusters}:
+            anchor = layer
+    return pairs
+
+
+def check_rule(threshold: float, linkage: str) -> None:
+    """Refuse what is no threshold or no linkage.
+
+    Raises:
+        ValueError: if the threshold is outside 0..1 or the linkage unknown.
+    """
+    if linkage not in get_args(Linkage):
+        raise ValueError(f"linkage={linkage!r} is not one of 'anchor', 'chain'.")
     if 0 <= threshold <= 1:
         return
     percent = threshold if 1 < threshold <= 100 else 98

@@ -117,7 +117,14 @@ def _make_engine(
     show_progress: bool | None,
 ) -> PruningEngine:
     def measure(stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
-        return measure_similarity(model, first.batches, stacks, protocol=config.protocol, show_progress=show_progress)
+        return measure_similarity(
+            model,
+            first.batches,
+            stacks,
+            protocol=config.protocol,
+            stop=config.stop,
+            show_progress=show_progress,
+        )
 
     scores = _Scores(model, config, first.batches, show_progress, evaluate)
     engine = PruningEngine(

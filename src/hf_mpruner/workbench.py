@@ -105,6 +105,7 @@ class Workbench:
             self._first.batches,
             stacks,
             protocol=self.config.protocol,
+            stop=self.config.stop,
             show_progress=False if self.trainer.args.disable_tqdm else None,
             runtime=self.runtime,
         )

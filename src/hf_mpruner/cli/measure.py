@@ -66,7 +66,7 @@ class Rows(NamedTuple):
 
 def measure(rows: Rows, config: PruningConfig, stacks: list[BlockStack]) -> Matrices:
     """Similarity matrices on a sample of raw data, by stack path."""
-    return measure_similarity(rows.model, rows.batches(config), stacks, protocol=config.protocol)
+    return measure_similarity(rows.model, rows.batches(config), stacks, protocol=config.protocol, stop=config.stop)
 
 
 def cluster(matrices: Matrices, config: PruningConfig, threshold: float) -> dict[str, list[LayerCluster]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hf_mpruner.clusters import Linkage
+from hf_mpruner.sequential import SequentialStop
 from hf_mpruner.similarity import PROTOCOLS, SimilarityProtocol
 from hf_mpruner.storage import write_json
 
@@ -47,6 +48,9 @@ class PruningConfig:
             [`SimilarityProtocol`][hf_mpruner.similarity.SimilarityProtocol].
         calibration_samples (`int`): number of examples that similarity, or what else chooses layers, is measured on.
         calibration_batch_size (`int`): examples a forward pass during the measurement.
+        similarity_error_rate (`float`, *optional*): measure no more of the sample once the clusters at `threshold` are those
+            of unlimited data but with this probability, e.g. 0.05; see
+            [`SequentialStop`][hf_mpruner.sequential.SequentialStop]. By default the whole sample is measured.
         seed (`int`): draws the calibration sample; the training's random state is never touched.
 
     > What may go
@@ -129,6 +133,9 @@ class PruningConfig:
     )
     calibration_samples: int = field(default=1024, metadata=_help("examples to measure similarity on"))
     calibration_batch_size: int = field(default=32, metadata=_help("examples a forward pass while measuring"))
+    similarity_error_rate: float | None = field(
+        default=None, metadata=_help("stop measuring once the clusters are settled at this error rate, e.g. 0.05")
+    )
     seed: int = field(default=0, metadata=_help("draws the calibration sample"))
     criterion: str = field(default="cka", metadata=_help("what decides which layers go"))
     target_num_layers: list[str] | None = field(
@@ -213,7 +220,7 @@ class PruningConfig:
                 "layers_per_round=1."
             )
         _check_recovery(self)
-        _ = self.protocol  # a wrong protocol field is an error now, not at the first round
+        _ = self.protocol, self.stop  # a wrong field of theirs is an error now, not at the first round
 
     @property
     def plans_by_threshold(self) -> bool:
@@ -234,6 +241,23 @@ class PruningConfig:
             if getattr(self, name) is not None
         }
         return dataclasses.replace(PROTOCOLS[self.preset], **given)
+
+    @property
+    def stop(self) -> SequentialStop | None:
+        """When enough was measured, if the whole sample does not have to be."""
+        if self.similarity_error_rate is None:
+            return None
+        if not self.plans_by_threshold:
+            raise ValueError(
+                f"similarity_error_rate={self.similarity_error_rate} is about the clusters at a threshold, but here a number "
+                "of layers is asked for: leave out similarity_error_rate, or target_num_layers and layers_per_round."
+            )
+        if not 0 < self.similarity_error_rate < 1:
+            raise ValueError(
+                f"similarity_error_rate={self.similarity_error_rate!r} is not between 0 and 1. It is the probability of "
+                "other clusters than those of unlimited data: pass 0.05, say."
+            )
+        return SequentialStop(self.threshold, self.linkage, self.similarity_error_rate)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, ready for JSON."""

@@ -52,7 +52,12 @@ class PlainModel:
         """Similarity of all pairs of layers of each stack."""
         with on_device(self._model(), self.device) as model, keep_rng_state():
             return measure_similarity(
-                model, self.first.batches, stacks, protocol=self.config.protocol, runtime=self.runtime
+                model,
+                self.first.batches,
+                stacks,
+                protocol=self.config.protocol,
+                stop=self.config.stop,
+                runtime=self.runtime,
             )
 
     def score(self, criterion: Criterion, stacks: list[BlockStack], num_removed: Mapping[str, int]) -> ScoredLayers:

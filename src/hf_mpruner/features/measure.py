@@ -16,10 +16,12 @@ from tqdm.auto import tqdm
 from hf_mpruner.architectures.adapters import unwrap_adapters
 from hf_mpruner.architectures.stack import BlockStack
 from hf_mpruner.errors import CalibrationError
+from hf_mpruner.features.looks import Looks
 from hf_mpruner.features.recorder import StackRecorder
 from hf_mpruner.features.rows import padding_mask
 from hf_mpruner.placement import input_device
 from hf_mpruner.runtime import Runtime, SingleProcess
+from hf_mpruner.sequential import SequentialStop
 from hf_mpruner.similarity import SimilarityMatrix, SimilarityProtocol
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ def measure_similarity(
     *,
     protocol: str | SimilarityProtocol = "default",
     max_samples: int | None = None,
+    stop: SequentialStop | None = None,
     show_progress: bool | None = None,
     runtime: Runtime | None = None,
 ) -> dict[str, SimilarityMatrix]:
@@ -46,6 +49,8 @@ def measure_similarity(
         stacks (`Sequence[BlockStack]`, *optional*): what to measure. Default: `find_block_stacks(model)`.
         protocol (`str` or `SimilarityProtocol`): rows, estimator and average; `"default"` or `"paper"` by name.
         max_samples (`int`, *optional*): stop after this many examples.
+        stop (`SequentialStop`, *optional*): stop once the clusters at its threshold are settled at its error rate; how that
+            went is in `SimilarityMatrix.sampling`. The batches must be in random order. Default: use all examples.
         show_progress (`bool`, *optional*): progress bar on stderr. Default: only when stderr is a terminal.
         runtime (`Runtime`, *optional*): of several processes that share the work: all call this with the same loader,
             process r of W measures batches r, r + W, ..., and all get the matrices of all batches.
@@ -66,13 +71,7 @@ def measure_similarity(
         raise ValueError(
             f"max_samples={max_samples} is below 1. Pass the number of examples to measure, or None for all."
         )
-    if stacks is None:
-        from hf_mpruner.architectures import find_block_stacks
-
-        stacks = find_block_stacks(model)
-    if not stacks:
-        raise ValueError("stacks is empty: there is nothing to measure. Pass stacks=None to find them.")
-    recorders = [StackRecorder(model, stack, protocol) for stack in stacks]
+    recorders = [StackRecorder(model, stack, protocol) for stack in _measured_stacks(model, stacks)]
     device = input_device(model)
     runtime = runtime or SingleProcess()
     with runtime.together("measuring similarity"), ExitStack() as undo:
@@ -81,7 +80,8 @@ def measure_similarity(
         undo.enter_context(torch.no_grad())
         for recorder in recorders:
             recorder.attach(undo)
-        for batch, counts in _own_batches(model, loader, max_samples, show_progress, runtime):
+        looks = None if stop is None else Looks(stop, recorders, runtime, loader)
+        for batch, counts in _own_batches(model, loader, max_samples, show_progress, runtime, looks):
             for recorder in recorders:
                 recorder.begin(padding_mask(model, recorder.path, batch))
             model(**{name: tensor.to(device) for name, tensor in batch.items()})
@@ -91,10 +91,22 @@ def measure_similarity(
     for recorder in recorders:
         recorder.merge(runtime)
     matrices = {recorder.path: recorder.compute() for recorder in recorders}
+    if looks is not None:
+        matrices = looks.conclude(matrices, max_samples)
     skipped = [recorder.skipped_message() for recorder in recorders if recorder.num_skipped]
     if skipped and runtime.is_main_process:
         logger.warning("%s", "; ".join(skipped))
     return matrices
+
+
+def _measured_stacks(model: nn.Module, stacks: Sequence[BlockStack] | None) -> Sequence[BlockStack]:
+    if stacks is None:
+        from hf_mpruner.architectures import find_block_stacks
+
+        stacks = find_block_stacks(model)
+    if not stacks:
+        raise ValueError("stacks is empty: there is nothing to measure. Pass stacks=None to find them.")
+    return stacks
 
 
 def _batches(
@@ -137,8 +149,12 @@ def _own_batches(
     max_samples: int | None,
     show_progress: bool | None,
     runtime: Runtime,
+    looks: Looks | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], bool]]:
-    """This process's batches, and whether each counts: where forward passes communicate, all run as many of them."""
+    """This process's batches, and whether each counts: where forward passes communicate, all run as many of them.
+
+    They end early, on all processes after as many batches, once a look says that it is enough.
+    """
     rank, world = runtime.rank, runtime.world_size
     part = _own_part(loader, rank, world) if max_samples is None else None
     if not runtime.is_main_process:
@@ -152,6 +168,10 @@ def _own_batches(
             count += 1
             yield batch, True
         last = batch if mine or not last else last
+        # a number that all processes come to: they measure one batch each in turn
+        together = seen if part is None else seen * world
+        if looks is not None and (part is None or together <= part.total) and looks.enough(together):
+            return
     if runtime.equal_forwards:
         for _ in range(count, -(-(seen if part is None else part.total) // world)):
             yield last, False

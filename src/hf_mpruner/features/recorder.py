@@ -24,7 +24,7 @@ class StackRecorder:
     """Feeds the outputs of one stack's blocks, batch after batch, to an accumulator."""
 
     def __init__(self, model: nn.Module, stack: BlockStack, protocol: SimilarityProtocol) -> None:
-        self.path = stack.path
+        self.path, self.depth = stack.path, stack.depth
         self.protocol = protocol
         self.num_skipped = self.num_seen = self.most_rows = 0
         self._blocks = _blocks_of(model, stack)
@@ -69,12 +69,25 @@ class StackRecorder:
         else:
             self._accumulator.update_grams(outputs, layout.num_rows, layout.weights)
 
+    @property
+    def num_groups(self) -> int:
+        """Batches (or examples, where each is compared by itself) that were compared."""
+        return self._accumulator.num_groups
+
+    def so_far(self, runtime: Runtime | None = None) -> SimilarityAccumulator:
+        """A copy of the sums, with those of the other processes if there is a runtime; what is here stays as it is."""
+        state = self._accumulator.state_dict()
+        if runtime is not None:
+            state = dict(zip(state, runtime.all_sum(list(state.values())), strict=True))
+        copy = SimilarityAccumulator(self.depth, self.protocol, self._accumulator.layer_names)
+        copy.load_state_dict(state)
+        return copy
+
     def merge(self, runtime: Runtime) -> None:
         """Add what the other processes have seen. Exact: sums are added."""
         counts = torch.tensor([self.num_seen, self.num_skipped], dtype=torch.float64)
-        state = self._accumulator.state_dict()
-        sums, weight, counts = runtime.all_sum([state["sums"], state["weight"], counts])
-        self._accumulator.load_state_dict({"sums": sums, "weight": weight})
+        self._accumulator = self.so_far(runtime)
+        (counts,) = runtime.all_sum([counts])
         self.num_seen, self.num_skipped = (int(count) for count in counts)
         self.most_rows = max(runtime.gather(self.most_rows))
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from hf_mpruner.similarity.protocol import MIN_ROWS, PROTOCOLS, SimilarityProtocol
+from hf_mpruner.similarity.sampling import MIN_GROUPS, Sampling
 
 if TYPE_CHECKING:
     from hf_mpruner.similarity.accumulator import SimilarityAccumulator
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from hf_mpruner.similarity.matrix import SimilarityMatrix
 
 __all__ = [
+    "MIN_GROUPS",
     "MIN_ROWS",
     "PROTOCOLS",
+    "Sampling",
     "SimilarityAccumulator",
     "SimilarityMatrix",
     "SimilarityProtocol",

@@ -11,14 +11,16 @@ from hf_mpruner.errors import CalibrationError
 from hf_mpruner.similarity.hsic import centred_gram, gram_hsic, hsic_of_features, too_few_rows
 from hf_mpruner.similarity.matrix import SimilarityMatrix
 from hf_mpruner.similarity.protocol import SimilarityProtocol
+from hf_mpruner.similarity.spread import second_moments, standard_errors
 
 
 class SimilarityAccumulator:
     """Streams batches of features into the similarity of every pair of layers.
 
-    What is kept is one `(num_layers, num_layers)` float64 sum and one weight, whatever the number of batches. With
-    `average="sums"` the sum is of HSICs, normalised once in `compute` (Nguyen et al. 2020); with `"ratios"` it is of CKA
-    values. Each group (a batch, or one example's tokens) is weighted by the number of examples it stands for.
+    What is kept is one `(num_layers, num_layers)` float64 sum, three more for its standard errors, a weight and a count,
+    whatever the number of batches. With `average="sums"` the sum is of HSICs, normalised once in `compute` (Nguyen et al.
+    2020); with `"ratios"` it is of CKA values. Each group (a batch, or one example's tokens) is weighted by the number of
+    examples it stands for.
 
     Args:
         num_layers (`int`): number of layers.
@@ -48,7 +50,14 @@ class SimilarityAccumulator:
         self.protocol = SimilarityProtocol.named(protocol)
         self.layer_names = tuple(names)
         self._sums = torch.zeros(num_layers, num_layers, dtype=torch.float64)
+        self._moments = torch.zeros(3, num_layers, num_layers, dtype=torch.float64)
         self._weight = torch.zeros((), dtype=torch.float64)
+        self._num_groups = torch.zeros((), dtype=torch.float64)
+
+    @property
+    def num_groups(self) -> int:
+        """Batches (or examples, where each is compared by itself) that were added."""
+        return int(self._num_groups)
 
     @torch.no_grad()
     def update(
@@ -114,12 +123,18 @@ class SimilarityAccumulator:
                 f"cannot merge {other.num_layers} layers under {other.protocol} into {self.num_layers} layers under "
                 f"{self.protocol}: both must be the same."
             )
-        self._sums += other._sums
-        self._weight += other._weight
+        for name, total in self._state().items():
+            total += other._state()[name]
+
+    def since(self, earlier: SimilarityAccumulator) -> SimilarityAccumulator:
+        """What was added after `earlier`, a copy of this accumulator's past."""
+        later = SimilarityAccumulator(self.num_layers, self.protocol, self.layer_names)
+        later.load_state_dict({name: total - earlier._state()[name] for name, total in self._state().items()})
+        return later
 
     def state_dict(self) -> dict[str, Tensor]:
         """The running sums. Adding two of these entry by entry is `merge`, so processes can all-reduce them."""
-        return {"sums": self._sums.clone(), "weight": self._weight.clone()}
+        return {name: total.clone() for name, total in self._state().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Replace the running sums.
@@ -132,22 +147,36 @@ class SimilarityAccumulator:
             raise ValueError(
                 f"this state holds sums of shape {shape}, but the accumulator has {self.num_layers} layers."
             )
-        self._sums.copy_(state["sums"])
-        self._weight.copy_(state["weight"])
+        for name, total in self._state().items():
+            total.copy_(state[name])
 
     def compute(self) -> SimilarityMatrix:
-        """The similarity of all pairs over everything added so far.
+        """The similarity of all pairs over everything added so far, with standard errors if it is two groups or more.
 
         Raises:
             CalibrationError: if nothing was added, or a layer gives the same output for every row.
         """
         if self._weight == 0:
             raise CalibrationError("no batch was added: call update(features) before compute().")
-        values = (self._sums + self._sums.T) / 2
-        values = self._normalised(values) if self.protocol.average == "sums" else values / self._weight
+        sums = (self._sums + self._sums.T) / 2
+        values = self._normalised(sums) if self.protocol.average == "sums" else sums / self._weight
         # Rounding alone can lift a value above 1 or put the diagonal beside it.
         values = values.clamp(-1.0, 1.0).fill_diagonal_(1.0)
-        return SimilarityMatrix(values=values, protocol=self.protocol, num_samples=round(self._weight.item()))
+        return SimilarityMatrix(
+            values=values,
+            protocol=self.protocol,
+            num_samples=round(self._weight.item()),
+            errors=standard_errors(sums, self._moments, self.num_groups) if self.num_groups > 1 else None,
+            num_groups=self.num_groups,
+        )
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            "sums": self._sums,
+            "moments": self._moments,
+            "weight": self._weight,
+            "num_groups": self._num_groups,
+        }
 
     def _add(self, hsic: Tensor, weights: Tensor | Sequence[float]) -> None:
         """Add HSICs (groups, layers, layers); one transfer to the CPU a batch."""
@@ -167,7 +196,9 @@ class SimilarityAccumulator:
         if self.protocol.average == "ratios":
             hsic = self._normalised(hsic)
         self._sums += (hsic * weights.view(-1, 1, 1)).sum(0)
+        self._moments += second_moments(hsic, weights)
         self._weight += weights.sum()
+        self._num_groups += len(hsic)
 
     def _normalised(self, hsic: Tensor) -> Tensor:
         """HSICs (..., layers, layers) to CKA."""
