@@ -18,6 +18,7 @@ SMALL = {
     "benchmarks/cut_proof.py": "--models bert --runs 1",
     "benchmarks/import_time.py": "--runs 1",
     "benchmarks/neuron_cka.py": "--neurons 16 --samples 32 --wide 64 --runs 1",
+    "benchmarks/slicing.py": "--gb 0.01 --shard_gb 0.004 --hidden 128 --vocab 400 --runs 1",
     "benchmarks/snapshot.py": "--layers 2 --runs 1",
     "benchmarks/sparsity.py": "--layers 2 --hidden 64 --batch 4 --length 8 --samples 8 --repeats 1",
     "benchmarks/width.py": "--layers 2 --hidden 64 --batch 2 --length 8 --runs 1 --fraction 0.5",
