@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .card import ModelFacts, merge_card, render_card
 from .card.front import read_metadata
 from .errors import MPrunerError
+from .footprint import weight_files_bytes
 from .narrowing import render_narrowing_card
 from .report import PAGE_NAME, write_plots
 from .runtime import keep_rng_state
@@ -141,6 +142,7 @@ def write_artifacts(
         if processing_class is not None:
             processing_class.save_pretrained(draft)
         check_saved_model(model, draft)
+        report.record.disk_bytes = weight_files_bytes(draft)
         report.plan.save_pretrained(draft)
         if config is not None:
             config.save_pretrained(draft)

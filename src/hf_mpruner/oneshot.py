@@ -19,7 +19,7 @@ from .environment import describe_device, library_versions
 from .errors import MPrunerError
 from .features import measure_similarity
 from .features.measure import evaluating
-from .latency import time_forward
+from .footprint import measure_costs
 from .metric import Metric, is_share
 from .placement import check_not_offloaded
 from .pruned_base import save_with_base
@@ -135,7 +135,7 @@ def _make_engine(
         evaluate=evaluate,
         trains=False,
         verify_inputs=first,
-        time_forward=lambda record, measured: time_forward(model, first, record, measured),
+        time_forward=lambda record, measured: measure_costs(model, first, record, measured),
         judged_on=lambda metric: _judged(metric, eval_dataset),
     )
     scores.record = engine.record

@@ -37,6 +37,10 @@ class Measurement:
             `PruningRecord.confidence`; `None` where none is known for that metric.
         latency_seconds (`float`, *optional*): median wall-clock time of a forward pass on the batch that
             `PruningRecord.latency` describes.
+        latency_range (`list` of two `float`, *optional*): the fastest and the slowest of those passes.
+        single_latency_seconds (`float`, *optional*), single_latency_range: the same for the first row of that batch alone.
+        saved_bytes (`int`, *optional*): of the tensors that `save_pretrained` writes; `num_bytes` is of parameters alone.
+        cache (`dict`): `footprint.CacheSize.to_dict()` of a model that generates; empty of others.
     """
 
     parameters: int
@@ -47,6 +51,11 @@ class Measurement:
     num_examples: int | None = None
     interval: list[float] | None = None
     latency_seconds: float | None = None
+    latency_range: list[float] | None = None
+    single_latency_seconds: float | None = None
+    single_latency_range: list[float] | None = None
+    saved_bytes: int | None = None
+    cache: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -114,7 +123,8 @@ class PruningRecord:
         versions (`dict[str, str]`): of python and of the libraries that were used.
         device (`str`, *optional*): what it ran on, in words.
         latency (`dict`): what `Measurement.latency_seconds` is of: `batch_size`, `shape` of each input, `repeats`, `dtype`,
-            `autocast` if there was any, `device` in words, `threads` on a CPU.
+            `autocast` if there was any, `device` in words, `threads` on a CPU; of text `sequence_length` (padding included)
+            and `num_tokens` (without it); `single_repeats` if one row was timed alone.
         confidence (`float`): of the intervals, in 0..1.
         similarity_after (`dict`): `SimilarityMatrix.to_dict()` of the model that was kept, for each stack; empty if it
             was not measured.
@@ -123,6 +133,7 @@ class PruningRecord:
             the user knows.
         pipeline_tag (`str`, *optional*): what the Hub calls the task, where the user said more than the model's class
             does (`"summarization"`).
+        disk_bytes (`int`, *optional*): size of the weight files of the model that was kept, once they are written.
         best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
     """
 
@@ -149,6 +160,7 @@ class PruningRecord:
     metric_sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     pipeline_tag: str | None = None
     best: dict[str, Any] | None = None
+    disk_bytes: int | None = None
 
     @property
     def pending(self) -> Round | None:

@@ -17,7 +17,7 @@ from .data import FirstBatch
 from .engine import PruningEngine
 from .facts import Seen, find_judged, watch_evaluations, write_facts
 from .features import measure_similarity
-from .latency import time_forward
+from .footprint import measure_costs
 from .metric import strip_prefix
 from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime, keep_rng_state
@@ -113,7 +113,7 @@ class Workbench:
     def time_forward(self, record: PruningRecord, measured: Measurement) -> None:
         """Time the model as the Trainer evaluates it, on the first calibration batch."""
         accelerator: Any = self.trainer.accelerator
-        time_forward(
+        measure_costs(
             trained_model(self.trainer),
             self._first,
             record,

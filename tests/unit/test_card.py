@@ -108,8 +108,10 @@ def random_report(seed):
         seconds, latency = rng.uniform(1, 99), rng.uniform(0.01, 0.09)
         metrics = {"accuracy": metric[i], "f1": rng.uniform(0, 1)}
         return Measurement(
-            size[i], size[i] * 4, metric[i], seconds, metrics, rng.randrange(10**3, 10**4), [low, high], latency
-        )
+            size[i], size[i] * 4, metric[i], seconds, metrics, rng.randrange(10**3, 10**4), [low, high], latency,
+            [latency / 2, latency * 2], rng.uniform(0.001, 0.009), None, size[i] * 5,
+            {"bytes_per_token": rng.randrange(1000) * 1000, "constant_bytes": rng.randrange(1, 1000), "dtype": "float"},
+        )  # fmt: skip
 
     baseline = measured(0)
     rounds = []
@@ -135,10 +137,15 @@ def random_report(seed):
         rng.choice([1, rng.randrange(2, 9)]), None, data,
         {"learning_rate": rng.uniform(0, 1e-3), "weight_decay": rng.uniform(0, 1), "max_steps": rng.randrange(10**6)},
         {"torch": "2.13.0"}, "CPU",
-        {"batch_size": rng.randrange(99), "shape": {"input_ids": [rng.randrange(99), rng.randrange(999)]}, "repeats": rng.randrange(99)},
+        {"batch_size": rng.randrange(1, 99), "shape": {"input_ids": [rng.randrange(99), rng.randrange(999)]}, "repeats": rng.randrange(99),
+         "num_tokens": rng.randrange(1, 999)},
         round(rng.uniform(0.8, 0.99), 2),
     )  # fmt: skip
     return PruningReport(record)
+
+
+def rate(value):
+    return f"{round(value):,}" if value >= 1000 else f"{value:.4g}"
 
 
 def accounted(report):
@@ -157,6 +164,9 @@ def accounted(report):
     for m in [before, *(r.after for r in record.rounds)]:
         found |= {f"{m.parameters:,}", f"{m.num_bytes / 1e6:.1f}", f"{m.metric:.4f}", f"{m.evaluation_seconds:.2f}"}
         found |= {f"{bound:.4f}" for bound in m.interval} | {f"{m.latency_seconds * 1000:.2f}", f"{m.num_examples:,}"}
+        found |= {f"{m.single_latency_seconds * 1000:.2f}", f"{m.saved_bytes / 1e6:.1f}"}
+        found |= {rate(record.latency[name] / m.latency_seconds) for name in ("batch_size", "num_tokens")}
+        found |= {f"{m.cache['bytes_per_token'] / 1000:.1f}", str(m.cache["constant_bytes"])}
         found |= {f"{m.latency_seconds * 1000:.1f}", f"{(m.interval[1] - m.interval[0]) / 2:.4f}"}
     for r in record.rounds:
         found |= {str(r.number), str(r.granularity), f"{r.decided_at_step:,}"}

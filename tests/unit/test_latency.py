@@ -51,13 +51,56 @@ def test_it_says_what_was_timed_and_counts_one_pass_to_warm_up(make_bert, record
     model.register_forward_pre_hook(lambda *_: passes.append((model.training, torch.is_grad_enabled())))
     model.train()
     assert timed(model, record) > 0
-    assert passes == [(False, False)] * (1 + REPEATS)
+    assert passes == [(False, False)] * 2 * (1 + REPEATS)  # the batch, and its first row
     facts = dict(record.latency)
     assert facts.pop("device").startswith("CPU")
     assert facts == {
         "batch_size": 4, "shape": {"input_ids": [4, 6], "attention_mask": [4, 6]}, "repeats": REPEATS, "dtype": "float32",
-        "threads": torch.get_num_threads(),
+        "sequence_length": 6, "num_tokens": 24, "single_repeats": REPEATS, "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def test_the_first_row_alone_is_timed_as_it_stands_in_the_batch(make_bert, record):
+    model, seen, measured = make_bert(), [], Measurement(1, 1)
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    padded = {
+        "input_ids": torch.arange(12).reshape(2, 6),
+        "attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6]),
+    }
+    time_forward(model, lambda: padded, record, measured)
+    for given in seen[1 + REPEATS :]:
+        assert {name: tensor.tolist() for name, tensor in given.items()} == {
+            "input_ids": [[0, 1, 2, 3, 4, 5]], "attention_mask": [[1, 1, 1, 0, 0, 0]],
+        }  # fmt: skip
+    assert record.latency["num_tokens"] == 9
+    assert measured.latency_range[0] <= measured.latency_seconds <= measured.latency_range[1]
+    assert measured.single_latency_range[0] <= measured.single_latency_seconds <= measured.single_latency_range[1]
+    record.latency, seen[:] = {}, []
+    time_forward(model, lambda: padded, record, measured, single=False)
+    assert len(seen) == 1 + REPEATS
+
+
+def test_no_row_is_timed_alone_where_there_is_none(make_bert, record):
+    model, measured = make_bert(), Measurement(1, 1)
+    time_forward(model, lambda: batch(rows=1), record, measured)
+    assert (measured.single_latency_seconds, "single_repeats" in record.latency) == (None, False)
+    model.forward = lambda input_ids, patches: None  # rows of a second input that are not one an example
+    record.latency = {}
+    given = {"input_ids": torch.ones(2, 3, dtype=torch.long), "patches": torch.ones(7, 3)}
+    time_forward(model, lambda: given, record, measured)
+    assert measured.latency_seconds >= 0
+    assert measured.single_latency_seconds is None
+
+
+def test_a_record_of_an_older_version_is_gone_on_with(make_bert, record):
+    timed(make_bert(), record)
+    for name in ("sequence_length", "num_tokens", "single_repeats"):
+        del record.latency[name]
+    old = dict(record.latency)
+    assert timed(make_bert(), record) > 0
+    assert record.latency == old
+    record.latency["autocast"] = "bfloat16"  # what an old one does say is held to
+    assert timed(make_bert(), record) is None
 
 
 def test_the_run_sees_nothing_of_it(make_bert, record):
@@ -92,7 +135,7 @@ def test_a_slow_model_is_timed_once(make_bert, record, monkeypatch):
     passes, model = [], make_bert()
     model.register_forward_pre_hook(lambda *_: passes.append(0))
     assert timed(model, record) > 0
-    assert (len(passes), record.latency["repeats"]) == (2, 1)
+    assert (len(passes), record.latency["repeats"], record.latency["single_repeats"]) == (4, 1, 1)
     monkeypatch.undo()
     assert timed(make_bert(2), record) > 0  # a faster one as often, so that the two can be compared
     assert record.latency["repeats"] == 1
@@ -172,4 +215,10 @@ def test_prune_times_every_model_on_one_batch(make_bert):
     assert [round_.verdict for round_ in record.rounds] == ["rejected", "accepted", "rejected"]
     times = [record.baseline.latency_seconds, *(round_.after.latency_seconds for round_ in record.rounds)]
     assert all(seconds > 0 for seconds in times)
+    assert all(round_.after.single_latency_seconds > 0 for round_ in record.rounds)
+    sizes = [
+        (one.saved_bytes, one.num_bytes) for one in (record.baseline, *(round_.after for round_ in record.rounds))
+    ]
+    assert all(saved == size for saved, size in sizes)  # no buffer of this model is saved
+    assert record.baseline.cache == {}  # it generates nothing
     assert record.latency["shape"] == {"input_ids": [6, 8], "attention_mask": [6, 8]}

@@ -87,7 +87,11 @@ BAD = {
         ValueError,
         "holds adapters, not a whole model. Merge them",
     ),
-    "no plan": (drop(PLAN_NAME), ValueError, "has no pruning_plan.json, and no width_plan.json, so nothing says how the model was pruned"),
+    "no plan": (
+        drop(PLAN_NAME),
+        ValueError,
+        "has no pruning_plan.json, and no width_plan.json, so nothing says how the model was pruned",
+    ),
     "another run's report": (
         lambda folder: PruningPlan({LAYER_STACK: StackPlan(4, (0, 1))}, "bert").save_pretrained(folder),
         PlanMismatchError,

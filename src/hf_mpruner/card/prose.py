@@ -10,11 +10,15 @@ from hf_mpruner.criteria import find_criterion
 from hf_mpruner.record import CHOSEN_BY_JUDGE, Measurement, PruningRecord, Round
 from hf_mpruner.report import (
     PruningReport,
+    cache_in_words,
     chose_on_data,
     chosen_by,
     chosen_over,
     cost_in_words,
     format_bytes,
+    format_rate,
+    saved_apart,
+    throughput,
     total_cost,
 )
 
@@ -101,14 +105,14 @@ def _is_dated(record: PruningRecord, base_model: str) -> bool:
 
 
 def headlines(report: PruningReport) -> list[str]:
-    """Before and after in a few lines: size, metric, latency."""
+    """Before and after in a few lines: size, metric, latency, cache."""
     before, after, record = report.before, report.after, report.record
     if before is None or after is None or record.pending:
         return []
     fewer = 1 - after.parameters / before.parameters if before.parameters else 0.0
     lines = [
         f"**Size**: {before.parameters:,} -> {after.parameters:,} parameters ({fewer:.1%} fewer), "
-        f"{format_bytes(before.num_bytes)} -> {format_bytes(after.num_bytes)}"
+        f"{format_bytes(before.num_bytes)} -> {format_bytes(after.num_bytes)}{_as_saved(record, after)}"
     ]
     if record.metric and before.metric is not None and after.metric is not None:
         lines.append(_metric_line(report, before.metric, after))
@@ -117,7 +121,32 @@ def headlines(report: PruningReport) -> list[str]:
             f"**Latency**: {before.latency_seconds * 1000:.2f} ms -> {after.latency_seconds * 1000:.2f} ms, the median of a "
             f"forward pass{_latency_of(record)}"
         )
+        done = [throughput(record, one) for one in (before, after)]
+        lines[-1] += "".join(
+            f"; {format_rate(done[0][name])} -> {format_rate(done[1][name])} {name} per second"
+            for name in done[1]
+            if name in done[0]
+        )
+    if before.single_latency_seconds is not None and after.single_latency_seconds is not None:
+        one, other = before.single_latency_seconds, after.single_latency_seconds
+        lines.append(
+            f"**Latency of one example** (the first of that batch, with its padding): {one * 1000:.2f} ms -> "
+            f"{other * 1000:.2f} ms"
+        )
+    if before.cache and after.cache:
+        kept = plain(after.cache.get("dtype"))
+        lines.append(
+            f"**Cache of a sequence** ({kept}): {cache_in_words(before.cache)} -> {cache_in_words(after.cache)}"
+        )
     return lines
+
+
+def _as_saved(record: PruningRecord, after: Measurement) -> str:
+    """What the files take, where that is known and not what the parameters take."""
+    saved = saved_apart(after)
+    if record.disk_bytes is not None:
+        return f"; {format_bytes(record.disk_bytes)} on disk"
+    return "" if saved is None else f"; {format_bytes(saved)} as saved"
 
 
 def _metric_line(report: PruningReport, before: float, after: Measurement) -> str:

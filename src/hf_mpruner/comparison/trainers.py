@@ -164,7 +164,7 @@ def time_model(trainer: Trainer) -> tuple[float | None, dict[str, Any]]:
 
     if data is not None:
         model = trained_model(trainer)
-        time_forward(model, batch, record, measured, mixed_precision=accelerator.mixed_precision)
+        time_forward(model, batch, record, measured, mixed_precision=accelerator.mixed_precision, single=False)
     return measured.latency_seconds, record.latency
 
 

@@ -14,7 +14,7 @@ from hf_mpruner.cycles.whole import on_device
 from hf_mpruner.data import FirstBatch
 from hf_mpruner.features import measure_similarity
 from hf_mpruner.features.measure import evaluating
-from hf_mpruner.latency import time_forward
+from hf_mpruner.footprint import measure_costs
 from hf_mpruner.record import Measurement, PruningRecord
 from hf_mpruner.runtime import Runtime, keep_rng_state
 
@@ -68,7 +68,7 @@ class PlainModel:
     def time_forward(self, record: PruningRecord, measured: Measurement) -> None:
         """Time the model on the first calibration batch."""
         with on_device(self._model(), self.device) as model:
-            time_forward(model, self.first, record, measured, runtime=self.runtime)
+            measure_costs(model, self.first, record, measured, runtime=self.runtime)
 
     def check(self, trainer: Trainer, model: PreTrainedModel) -> None:
         """Refuse a criterion that could not score a model beside any Trainer, before anything is trained.

@@ -20,6 +20,7 @@ from .charts import (
     state_key,
     strip_chart,
 )
+from .costs import cache_in_words, saved_apart, throughput
 from .scores import chose_on_data, score_chart, scored_rounds
 from .series import (
     STATES,
@@ -31,7 +32,7 @@ from .series import (
     short_names,
     threshold_of,
 )
-from .words import counted, format_bytes, format_count, format_ranges, format_seconds
+from .words import counted, format_bytes, format_count, format_ranges, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -122,21 +123,55 @@ def _tiles(record: PruningRecord) -> list[tuple[str, str, str]]:
     fewer = 1 - after.parameters / before.parameters if before.parameters else 0
     counts = (format_count(before.parameters), format_count(after.parameters))
     tiles.append(("parameters", _change(*counts), f"{fewer:.1%} fewer" if fewer else ""))
-    tiles.append(("size", _change(format_bytes(before.num_bytes), format_bytes(after.num_bytes)), ""))
+    saved = saved_apart(after)
+    note = "" if saved is None else f"{format_bytes(saved)} as saved"
+    tiles.append(("size", _change(format_bytes(before.num_bytes), format_bytes(after.num_bytes)), note))
     if before.metric is not None and after.metric is not None:
         allowed, accepted = record.config.get("max_metric_drop"), _accepted(record)
         note = f"drop {accepted[-1].drop:+.4f}" if accepted and accepted[-1].drop is not None else ""
         note = f"{note}, {allowed:g} allowed" if note and allowed is not None else note
         tiles.append((record.metric or "metric", _change(f"{before.metric:.4f}", f"{after.metric:.4f}"), note))
     for name, one, other in (
-        ("latency", before.latency_seconds, after.latency_seconds),
+        (_batch_name(record), before.latency_seconds, after.latency_seconds),
+        ("latency of one example", before.single_latency_seconds, after.single_latency_seconds),
         ("evaluation", before.evaluation_seconds, after.evaluation_seconds),
     ):
         if one is not None and other is not None:
             faster = one / other if other else 1.0
             note = f"{faster:.2f} times as fast" if f"{faster:.2f}" != "1.00" else ""
             tiles.append((name, _change(format_seconds(one), format_seconds(other)), note))
+    if before.cache and after.cache:
+        each = [format_bytes(one.cache["bytes_per_token"]) for one in (before, after)]
+        tiles.append(("cache for each token", _change(*each), ""))
     return tiles
+
+
+def _batch_name(record: PruningRecord) -> str:
+    size = record.latency.get("batch_size")
+    return f"latency of {size} examples" if size and size > 1 else "latency"
+
+
+def _costs(record: PruningRecord) -> list[tuple[str, str]]:
+    """What a model gets done in a second and what it takes, before and after."""
+    found: list[tuple[str, str]] = []
+    both = [one for one in (record.baseline, _after(record)) if one is not None]
+    if len(both) < 2:
+        return found
+    each = [throughput(record, one) for one in both]
+    for name in each[1]:
+        if name in each[0]:
+            found.append((f"{name} a second", _change(*(format_rate(one[name]) for one in each))))
+    for name in ("latency_range", "single_latency_range"):
+        ranges = [getattr(one, name) for one in both]
+        if all(ranges):
+            what = "one example" if name.startswith("single") else "a batch"
+            found.append((f"fastest and slowest pass of {what}", _change(*(_range(one) for one in ranges))))
+    caches = [cache_in_words(one.cache) for one in both if one.cache]
+    return [*found, *([("cache of a sequence", _change(*caches))] if len(caches) == 2 else [])]
+
+
+def _range(seconds: Sequence[float]) -> str:
+    return f"{format_seconds(seconds[0])} to {format_seconds(seconds[1])}"
 
 
 def _change(before: int | str, after: int | str) -> str:
@@ -238,6 +273,7 @@ def _groups(record: PruningRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Other measured values", metrics),
         ("Where metrics come from", _plain(record.metric_sources)),
         ("Latency", _plain({**record.latency, "shape": _shapes(record.latency.get("shape"))})),
+        ("Speed and memory", _costs(record)),
         ("Recovery training", _plain(record.training)),
         ("Settings", _plain(record.config)),
         ("Versions", _plain(record.versions)),

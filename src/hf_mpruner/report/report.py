@@ -14,6 +14,7 @@ from hf_mpruner.record import Measurement, PruningRecord, Round
 from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_json, write_text
 
+from .costs import cache_per_token, cost_values, saved_apart
 from .page import PAGE_NAME, render_page
 from .scores import chosen_by, chosen_over, total_cost
 from .words import cost_in_words, format_bytes
@@ -79,7 +80,8 @@ class PruningReport:
         """Aligned text for a terminal: a row for the uncut model and for each round.
 
         Layers left in each stack, parameters, size, the metric with its confidence interval, its drop, the time of an
-        evaluation and of a forward pass, the verdict. A column without any value is left out.
+        evaluation and of a forward pass on a batch and on one row of it, what a token adds to the cache, the verdict. A
+        column without any value is left out.
         """
         header, rows = self._cells()
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -122,8 +124,7 @@ class PruningReport:
             "interval_before": before.interval if before else None,
             "interval_after": after.interval if after else None,
             "num_examples": after.num_examples if after else None,
-            "latency_seconds_before": before.latency_seconds if before else None,
-            "latency_seconds_after": after.latency_seconds if after else None,
+            **cost_values(self.record, before, after),
             "criteria": chosen_by(self.record),
             "scoring_cost": total_cost(self.record),
             "record": self.record.to_dict(),
@@ -162,7 +163,8 @@ class PruningReport:
         measured = [one for one in (self.before, *(round_.after for round_ in self.rounds)) if one is not None]
         has_interval = any(one.interval is not None for one in measured)
         metric = (self.record.metric or "metric") + (f" [{self.record.confidence:.0%}]" if has_interval else "")
-        header = ["round", *paths, "parameters", "size", metric, "drop", "evaluation s", "latency ms", "verdict"]
+        costs = ["latency ms", "batch 1 ms", "cache/token", "verdict"]
+        header = ["round", *paths, "parameters", "size", "as saved", metric, "drop", "evaluation s", *costs]
         rows = []
         if self.before:
             depths = [str(depth) for depth in self.record.depths.values()]
@@ -179,17 +181,22 @@ class PruningReport:
 
 
 def _figures(measured: Measurement, drop: float | None = None) -> list[str]:
-    """The cells from parameters to latency; empty where nothing was measured."""
+    """The cells from parameters to the cache; empty where nothing was measured."""
     metric = "" if measured.metric is None else f"{measured.metric:.4f}"
     if measured.interval is not None:
         low, high = measured.interval
         metric += f" [{low:.4f}, {high:.4f}]"
-    seconds, latency = measured.evaluation_seconds, measured.latency_seconds
+    seconds, saved = measured.evaluation_seconds, saved_apart(measured)
     return [
         f"{measured.parameters:,}",
         format_bytes(measured.num_bytes),
+        "" if saved is None else format_bytes(saved),
         metric,
         "" if drop is None else f"{drop:+.4f}",
         "" if seconds is None else f"{seconds:.2f}",
-        "" if latency is None else f"{1000 * latency:.2f}",
+        *(
+            "" if latency is None else f"{1000 * latency:.2f}"
+            for latency in (measured.latency_seconds, measured.single_latency_seconds)
+        ),
+        cache_per_token(measured),
     ]

@@ -39,6 +39,16 @@ def _letter(count: float) -> tuple[str, float]:
     return "", 1.0
 
 
+def format_rate(rate: float) -> str:
+    """How many in a second.
+
+    Example:
+        >>> format_rate(12_345.6), format_rate(876.66)
+        ('12,346', '876.7')
+    """
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration in the unit that suits it.
 
