@@ -1,4 +1,4 @@
-"""`accelerate launch -m hf_mpruner prune`: two processes, one that speaks and writes."""
+"""`accelerate launch -m hf_mpruner ...`: two processes, one that speaks and writes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -21,7 +22,6 @@ WORDS = ("[PAD]", "[UNK]", "red", "blue", "the", "is")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A tiny classifier with its tokenizer, and data."""
-    import torch
     from transformers import BertConfig, BertForSequenceClassification
 
     folder = tmp_path_factory.mktemp("world")
@@ -68,6 +68,36 @@ def test_two_processes_prune_as_one_command(world, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert len(model.bert.encoder.layer) == len(kept) < 4
     assert sum(p.numel() for p in model.parameters()) == report.after.parameters
+
+
+def test_two_processes_share_the_data_of_an_analysis(world, tmp_path, capsys, monkeypatch):
+    from hf_mpruner.cli import main
+
+    words = [
+        "analyze",
+        "bert",
+        "--dataset",
+        "data",
+        "--split",
+        "train",
+        "--format",
+        "json",
+        "--calibration_batch_size",
+        "4",
+    ]
+    done = launch(world, *words, "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)  # once, by one process
+    monkeypatch.chdir(world)
+    assert main(words) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert printed["similarity"].keys() == alone["similarity"].keys()
+    for path, found in printed["similarity"].items():
+        assert found["num_samples"] == alone["similarity"][path]["num_samples"] == 16
+        expected = torch.tensor(alone["similarity"][path]["values"], dtype=torch.float64)
+        assert torch.allclose(torch.tensor(found["values"], dtype=torch.float64), expected, rtol=0, atol=1e-12)
+    assert printed["plan"]["stacks"] == alone["plan"]["stacks"]
+    assert PruningPlan.from_pretrained(tmp_path / "out").to_dict()["stacks"] == alone["plan"]["stacks"]
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _run(words: list[str]) -> int:
 
         use_config_file(parser, words[1:])
         args = parser.parse_args(words[1:])
-        if command != "prune":
+        if command not in ("prune", "analyze"):
             check_one_process(f"hf-mpruner {command}")
         from .quiet import quiet_libraries
 

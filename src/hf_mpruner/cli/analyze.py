@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Any
 from .flags import COLUMNS, add_config_flags, add_data_flags, config_words, read_config
 from .output import add_format, align, command_line, say, show
 from .parser import UsageError, same_trust, same_words
+from .placement import add_placement_flags, check_alone_in_memory, is_placed, read_placement
+from .processes import check_one_process, rank, sharing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
+    from hf_mpruner.config import PruningConfig
     from hf_mpruner.halves import HalvesReport
+    from hf_mpruner.placement import Placement
+    from hf_mpruner.runtime import Runtime
     from hf_mpruner.tasks import Task
 
     from .scores import Scored
@@ -44,31 +49,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--halves", action="store_true", help="also measure the attention and the feed-forward half of each block"
     )
     add_format(parser)
+    add_placement_flags(parser)
     add_config_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, and write if a folder was given."""
+    """Measure, print, and write if a folder was given; several processes share the data."""
     config = read_config(args)
     folder = None if args.output_dir is None else _check_folder(args.output_dir)
+    if args.halves or not config.plans_by_threshold:
+        what = "--halves" if args.halves else f"--criterion {config.criterion}"
+        check_one_process(f"hf-mpruner analyze {what}")
+    placement = read_placement(args)
+    check_alone_in_memory(placement)
+    with sharing("analyzing") as runtime:
+        return _analyze(args, config, folder, placement, runtime)
+
+
+def _analyze(
+    args: argparse.Namespace, config: PruningConfig, folder: Path | None, placement: Placement, runtime: Runtime
+) -> int:
+    from hf_mpruner.placement import unquantised
 
     from . import halves, scores
     from .loading import choose_columns, load_split, read_settings, take
     from .measure import Rows, chosen_stacks, measure, suggest
     from .models import load_config, load_for_analysis, load_processor
+    from .processes import main_process_first
 
     if not config.plans_by_threshold:
         scores.check_alone(config, "hf-mpruner prune can.")
 
     model_config = load_config(args.model, args.revision, args.trust_remote_code)
     task = choose_reader(args, model_config)
-    data = load_split(args, "split")
+    with main_process_first():
+        data = load_split(args, "split")
     columns = choose_columns(args, data, task, need_label=scores.needs_labels(config))
     data = take(args, data, columns, task)
     options = task.processor_options(model_config)
     processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code, **options)
     named = task if args.task else None
-    model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code, named)
+    model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code, named, placement)
     stacks = chosen_stacks(model, config)
     rows = Rows(model, data, processor, columns, task, read_settings(args, config.seed))
     parts = None
@@ -78,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
         if config.target_num_layers is not None:  # all that are to go, in however many rounds
             config = dataclasses.replace(config, layers_per_round=None)
         scored = scores.score(args.model, rows, config, stacks)
-        return _show_scores(args, scored, model, folder, parts)
-    matrices = measure(rows, config, stacks)
+        return _show_scores(args, scored, unquantised(model), folder, parts)
+    matrices = measure(rows, config, stacks, runtime)
     plan = suggest(args.model, model, matrices, stacks, config)
-    choices = _choices(model, matrices, stacks, config)
-    drawn = folder is not None and _write(folder, matrices, plan)
+    choices = _choices(unquantised(model), matrices, stacks, config)
+    drawn = folder is not None and rank() == 0 and _write(folder, matrices, plan)
     show(
         args,
         table=_table(matrices, choices, config.threshold) + halves.to_table(parts),
@@ -103,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 def _show_scores(
     args: argparse.Namespace,
     scored: Scored,
-    model: PreTrainedModel,
+    model: Any,
     folder: Path | None,
     parts: HalvesReport | None,
 ) -> int:
@@ -124,7 +145,7 @@ def _show_scores(
     )
     if folder is not None:
         say(args, f"Wrote scores{', pictures' if drawn else ''} and the plan to {args.output_dir}.")
-    say(args, f"Next: {command_line(*_prune_words(args), *config_words(args), '--output_dir', 'smaller')}")
+    _say_command(args, config_words(args))
     return 0
 
 
@@ -239,5 +260,13 @@ def _say_next(args: argparse.Namespace, num_removed: int, threshold: float, draw
         )
     if not num_removed:
         say(args, f"No neighbouring layers are alike at threshold {threshold:g}: try one of the smaller ones above.")
-    words = [*_prune_words(args), *config_words(args, besides=("threshold",)), "--threshold", f"{threshold:g}"]
-    say(args, f"Next: {command_line(*words, '--output_dir', 'smaller')}")
+    _say_command(args, [*config_words(args, besides=("threshold",)), "--threshold", f"{threshold:g}"])
+
+
+def _say_command(args: argparse.Namespace, config: list[str]) -> None:
+    """What to type next: prune as it was measured; of a model that was not loaded whole, cut the one on the disk."""
+    words = [*_prune_words(args), *config]
+    if is_placed(args) and args.output_dir is not None:
+        words = ["apply", args.model, *same_words(args, ["revision"]), *same_trust(args), "--plan", args.output_dir]
+    if not is_placed(args) or args.output_dir is not None:
+        say(args, f"Next: {command_line(*words, '--output_dir', 'smaller')}")

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from hf_mpruner.architectures import BlockStack, find_block_stacks
+from hf_mpruner.architectures import BlockStack
 from hf_mpruner.clusters import LayerCluster, find_clusters
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.data import Columns, calibration_loader, draw_sample
 from hf_mpruner.features import measure_similarity
+from hf_mpruner.placement import measurable_stacks
 from hf_mpruner.plan import PruningPlan
+from hf_mpruner.runtime import Runtime
 from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.tasks import Purpose, Settings, Task
 
@@ -28,7 +30,7 @@ def chosen_stacks(model: PreTrainedModel, config: PruningConfig) -> list[BlockSt
     Raises:
         UsageError: for a path that is no stack of the model.
     """
-    stacks = find_block_stacks(model)
+    stacks = measurable_stacks(model)
     unknown = set(config.stacks or ()) - {stack.path for stack in stacks}
     if unknown:
         raise UsageError(
@@ -64,9 +66,11 @@ class Rows(NamedTuple):
         )
 
 
-def measure(rows: Rows, config: PruningConfig, stacks: list[BlockStack]) -> Matrices:
-    """Similarity matrices on a sample of raw data, by stack path."""
-    return measure_similarity(rows.model, rows.batches(config), stacks, protocol=config.protocol, stop=config.stop)
+def measure(rows: Rows, config: PruningConfig, stacks: list[BlockStack], runtime: Runtime | None = None) -> Matrices:
+    """Similarity matrices on a sample of raw data, by stack path; of several processes each measures a part of it."""
+    return measure_similarity(
+        rows.model, rows.batches(config), stacks, protocol=config.protocol, stop=config.stop, runtime=runtime
+    )
 
 
 def cluster(matrices: Matrices, config: PruningConfig, threshold: float) -> dict[str, list[LayerCluster]]:

@@ -12,6 +12,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hf_mpruner.data import ModelKind
 from hf_mpruner.errors import UnsupportedArchitectureError
+from hf_mpruner.placement import Placement, is_quantised
 from hf_mpruner.tasks import Task
 
 # A T5 tokenizer without a vocabulary still has its word separator.
@@ -140,17 +141,25 @@ def load_for_analysis(
     revision: str | None = None,
     trust_remote_code: bool = False,
     task: Task | None = None,
+    placement: Placement | None = None,
 ) -> PreTrainedModel:
-    """The model as it was saved, or with the head of a task that was named; on the accelerator if there is one."""
+    """The model as it was saved, or with the head of a task that was named.
+
+    On the accelerator if there is one, but for what a placement puts elsewhere and for checkpoints that are quantised.
+    """
     model: Any
+    placement = placement or Placement()
+    options = placement.arguments(config)
     if task is not None:
         model, _ = load_for_task(
-            name, task, label_names=None, revision=revision, dtype="auto", trust_remote_code=trust_remote_code
+            name, task, label_names=None, revision=revision, trust_remote_code=trust_remote_code, **options
         )
     else:
         load: Any = own_class(config, trust_remote_code).from_pretrained
-        model = load(name, revision=revision, dtype="auto")
-    return model.to(torch.accelerator.current_accelerator() or "cpu")
+        model = load(name, revision=revision, **options)
+    if placement.places or is_quantised(model):
+        return cast(PreTrainedModel, model)
+    return cast(PreTrainedModel, model.to(torch.accelerator.current_accelerator() or "cpu"))
 
 
 def load_for_task(
@@ -161,6 +170,7 @@ def load_for_task(
     revision: str | None,
     dtype: torch.dtype | str,
     trust_remote_code: bool = False,
+    **options: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model with the task's head, and the names of weights that the checkpoint does not have.
 
@@ -171,6 +181,7 @@ def load_for_task(
         revision (`str`, *optional*): branch, tag or commit.
         dtype: of the weights, or `"auto"` for the type they were saved in.
         trust_remote_code (`bool`): whether the model's own code may run.
+        options: further arguments of `from_pretrained`.
     """
     config = load_config(name, revision, trust_remote_code)
     auto = getattr(transformers, task.auto_class)
@@ -184,6 +195,7 @@ def load_for_task(
         dtype=dtype,
         output_loading_info=True,
         trust_remote_code=trust_remote_code,
+        **options,
     )
     return model, sorted(info["missing_keys"])
 

@@ -9,9 +9,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .parser import UsageError
+
+if TYPE_CHECKING:
+    from hf_mpruner.runtime import Runtime
+
+_LONGEST_WAIT = timedelta(minutes=30)
 
 
 def rank() -> int:
@@ -39,6 +46,26 @@ def check_one_process(command: str, instead: str = "") -> None:
         raise UsageError(
             f"{command} runs in one process, but the launcher started {world_size()}: leave out 'accelerate launch'.{also}"
         )
+
+
+@contextmanager
+def sharing(what: str) -> Iterator[Runtime]:
+    """The processes, each with a whole model of its own, to share work among; if one fails, all do.
+
+    Args:
+        what (`str`): what they do, for messages.
+    """
+    from hf_mpruner.runtime import Copies, SingleProcess
+
+    if world_size() == 1:
+        yield SingleProcess()
+        return
+    from accelerate import PartialState
+
+    PartialState()  # makes the process group, and chooses this process's device
+    runtime = Copies(_LONGEST_WAIT)
+    with runtime.together(what):
+        yield runtime
 
 
 @contextmanager

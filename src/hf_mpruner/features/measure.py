@@ -101,9 +101,9 @@ def measure_similarity(
 
 def _measured_stacks(model: nn.Module, stacks: Sequence[BlockStack] | None) -> Sequence[BlockStack]:
     if stacks is None:
-        from hf_mpruner.architectures import find_block_stacks
+        from hf_mpruner.placement import measurable_stacks
 
-        stacks = find_block_stacks(model)
+        stacks = measurable_stacks(model)
     if not stacks:
         raise ValueError("stacks is empty: there is nothing to measure. Pass stacks=None to find them.")
     return stacks

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from hf_mpruner.architectures import BlockStack, find_block_stacks
+from hf_mpruner.architectures import BlockStack
 from hf_mpruner.architectures.adapters import unwrap_adapters
 from hf_mpruner.criteria import CriterionInputs
 from hf_mpruner.criteria.output_change import angular, outputs_of
@@ -20,6 +20,7 @@ from hf_mpruner.halves.bench import Bench, capture_calls, first_tensor, is_float
 from hf_mpruner.halves.config import describe_skips, find_skips
 from hf_mpruner.halves.find import Half, find_halves
 from hf_mpruner.halves.report import HalfScore, HalvesReport, StackHalves
+from hf_mpruner.placement import measurable_stacks
 from hf_mpruner.skipping import silence
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def measure_halves(
         ('pre-norm', ['attention', 'feed_forward'])
     """
     model = unwrap_adapters(model)
-    stacks = find_block_stacks(model) if stacks is None else stacks
+    stacks = measurable_stacks(model) if stacks is None else stacks
     inputs = CriterionInputs(model, stacks, loader, show_progress=show_progress)
     with inputs.counting() as cost, torch.no_grad():
         first = next(inputs.each_batch("Finding the halves of blocks"))
