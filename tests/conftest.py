@@ -74,6 +74,12 @@ def _quick_collections() -> None:
 
 
 @pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn but not turned into PNGs, which takes longer than a tiny run; others look at those."""
+    monkeypatch.setattr("hf_mpruner.report.plots.to_png", lambda figure: b"")
+
+
+@pytest.fixture
 def make_bert() -> Callable[..., BertForSequenceClassification]:
     """Build a tiny `BertForSequenceClassification` in eval mode; keywords go to its config, `seed` to the weights."""
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from distributed_kit import LIKE_ONE, LIKE_ONE_PRUNING, bert, launch, results
+from distributed_kit import LIKE_ONE, LIKE_ONE_PRUNING, bert, fork, launch, results
 from trainer_kit import STACK, add, build_trainer
 
 Found = list[dict[str, Any]]
@@ -20,7 +20,7 @@ Found = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    done = launch("ddp.py", folder)
+    done = fork("ddp.py", folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

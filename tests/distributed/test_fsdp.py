@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import compare_versions
 from transformers import BertForSequenceClassification
 
-from distributed_kit import SHARDED, SHARDED_PRUNING, bert, launch, results
+from distributed_kit import SHARDED, SHARDED_PRUNING, bert, fork, results
 from trainer_kit import STACK, Scripted, add, build_trainer
 
 pytestmark = pytest.mark.skipif(compare_versions("accelerate", "<", "1.9"), reason="loading a checkpoint hangs")
@@ -21,7 +21,7 @@ Found = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fsdp")
-    done = launch("fsdp.py", folder)
+    done = fork("fsdp.py", folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

@@ -23,6 +23,8 @@ from hf_mpruner.plan import PruningPlan
 from hf_mpruner.report import PruningReport
 from hf_mpruner.tasks import find_task
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 BERT = {"vocab_size": 8, "max_position_embeddings": 16, "num_labels": 2}
 # Random weights: every two layers are alike, and any drop is accepted, unless a test says otherwise.
 EAGER = ["--threshold", "0.2", "--max_metric_drop", "1", "--calibration_batch_size", "8"]

@@ -16,6 +16,8 @@ from hf_mpruner.plan import PruningPlan
 from hf_mpruner.report import PruningReport
 from text_kit import lines, make_tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 STACK = "bert.encoder.layer"
 QUICK = ["--calibration_samples", "16", "--calibration_batch_size", "8", "--max_metric_drop", "1"]
 

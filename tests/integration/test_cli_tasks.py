@@ -26,6 +26,8 @@ from tasks_kit import (
     write_rows,
 )
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 # Random weights: every two layers are alike, and any drop is accepted.
 EAGER = ["--threshold", "0", "--max_metric_drop", "1000", "--calibration_batch_size", "8", "--max_rounds", "1"]
 ROWS = {
