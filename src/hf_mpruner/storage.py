@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +87,9 @@ def cannot_write(file: Path, error: Exception) -> MPrunerError:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A sibling to write into, which takes the folder's place once everything went well and is on the disk.
 
+    What a killed process of this machine left of the same folder is cleared away first: its draft is removed, and the
+    folder that it had moved aside comes back.
+
     Args:
         folder (`Path`): whole as it was, or whole as it will be; never between. May not exist yet.
 
@@ -90,8 +97,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         `Path`: an empty folder; it is gone after an error.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    _clear_remains(folder)
+    draft, old = (folder.with_name(f".{folder.name}.{_machine()}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     draft.mkdir()
+    _OWN.add(draft)
     try:
         yield draft
         for file in draft.rglob("*"):
@@ -110,3 +119,48 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         if folder.is_dir():
             shutil.rmtree(old, ignore_errors=True)
+        _OWN.discard(draft)
+
+
+def runs_beside(pid: int) -> bool:
+    """Whether another process of this number is running on this machine; where that cannot be asked, yes.
+
+    Args:
+        pid (`int`): e.g. from the name of a file that a process leaves if it is killed.
+    """
+    if pid == os.getpid():
+        return False
+    if os.name != "posix":  # elsewhere the question would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
+_OWN: set[Path] = set()  # drafts that this process is writing
+
+
+@cache
+def _machine() -> str:
+    """Tells machines that share a disk apart; no name, since folders travel."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _clear_remains(folder: Path) -> None:
+    """Drafts of processes that are gone, and their numbers anew in use by this one; those of other machines may live."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.{_machine()}\.(\d+)\.(tmp|old)")
+    for entry in list(folder.parent.iterdir()):
+        match = name.fullmatch(entry.name)
+        if match is None or entry in _OWN or entry.with_suffix(".tmp") in _OWN:
+            continue
+        if runs_beside(int(match[1])):
+            continue
+        if match[2] == "old" and not folder.exists():
+            with suppress(OSError):  # another process was faster
+                entry.rename(folder)
+        else:
+            shutil.rmtree(entry, ignore_errors=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mpruner.errors import MPrunerError
-from hf_mpruner.storage import write_json
+from hf_mpruner.storage import runs_beside, write_json
 
 SETTINGS, CELLS, WORK = "comparison_settings.json", "cells", ".work"
 FORMAT = 1
@@ -54,7 +54,8 @@ class Store:
         # what a killed run has left; another one may be at work beside this one, on other seeds or criteria
         drafts = [*self.folder.glob(f".{SETTINGS}.*.tmp"), *self.folder.glob(".comparison.json.*.tmp")]
         for stray in [*self.folder.glob(f"{WORK}-*"), *drafts, *(self.folder / CELLS).glob(".*.tmp")]:
-            if not _is_alive(re.search(r"(\d+)(\.tmp)?$", stray.name)):
+            number = re.search(r"(\d+)(\.tmp)?$", stray.name)
+            if number is None or not runs_beside(int(number[1])):
                 shutil.rmtree(stray, ignore_errors=True) if stray.is_dir() else stray.unlink(missing_ok=True)
 
     def _check(self, file: Path, wanted: dict[str, Any]) -> None:
@@ -100,19 +101,6 @@ class Store:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(match: re.Match[str] | None) -> bool:
-    """Whether the process whose number a name ends in is running on this machine."""
-    if match is None:
-        return False
-    try:
-        os.kill(int(match[1]), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return int(match[1]) != os.getpid()
 
 
 def name_of(*parts: object) -> str:
