@@ -91,7 +91,7 @@ class RoundPlanner:
         self._protected = resolve_protected(config.protect, self.depths)
         self._quota = Quota(config, self.depths)
         if self.criterion is not None:
-            self._check_number(stacks)
+            self._check_number(self.criterion, stacks)
             return
         free = {stack.path: set(stack.prunable) - self._protected[stack.path] - {0} for stack in stacks}
         if not any(free.values()):
@@ -179,13 +179,25 @@ class RoundPlanner:
             self._scored, self._measured_at = (scored, time.perf_counter() - started), step
         return cast("tuple[ScoredLayers, float]", self._scored)
 
-    def _check_number(self, stacks: list[BlockStack]) -> None:
+    def _check_number(self, criterion: Criterion, stacks: list[BlockStack]) -> None:
         """Refuse a number of layers that cannot be reached, before anything is measured."""
         self._quota.check(stacks, self._protected)
-        if not self._quota.targets and not self._quota.numbers(stacks, self._protected, 1):
-            held = "; ".join(f"'{path}': protected {sorted(layers)}" for path, layers in self._protected.items())
+        stay = {stack.path: criterion.must_stay(self.model, stack) for stack in stacks}
+        held = {path: {*self._protected[path], *layers} for path, layers in stay.items()}
+        reasons = [f"layer {layer}: {why}" for layers in stay.values() for layer, why in layers.items() if layer]
+        try:
+            self._quota.check(stacks, held)
+        except ValueError as error:
             raise ValueError(
-                f"Every layer that could go is protected or pinned ({held}). Leave at least one layer out of protect."
+                f"{error} That is so for criterion='{criterion.name}', which needs layers that it can merge ({reasons[0]})."
+                if reasons
+                else str(error)
+            ) from None
+        if not self._quota.targets and not self._quota.numbers(stacks, held, 1):
+            named = "; ".join(f"'{path}': protected {sorted(layers)}" for path, layers in self._protected.items())
+            reason = f"; criterion='{criterion.name}': {reasons[0]}" if reasons else ""
+            raise ValueError(
+                f"Every layer that could go is protected or pinned ({named}{reason}). Leave at least one layer out of protect."
             )
 
     def _live_protected(self, record: PruningRecord, paths: list[str]) -> dict[str, list[int]]:

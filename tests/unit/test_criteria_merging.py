@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
-from hf_mpruner import CalibrationError, apply_plan_, find_block_stacks
+from hf_mpruner import CalibrationError, PruningConfig, apply_plan_, find_block_stacks, prune_
 from hf_mpruner.architectures import BlockStack, ConfigField
 from hf_mpruner.criteria import CriterionInputs, LayerScores, ScoredLayers, find_criterion, plan_layers, score_layers
 from hf_mpruner.criteria.laco import Layers, best_walk, collapse, uncut, walk
@@ -187,6 +187,17 @@ def test_laco_keeps_to_pins_protection_and_what_can_be_summed() -> None:
         with pytest.raises(ValueError, match=r"3 layers of 'encoder\.block' cannot be removed"):
             find_criterion(name).select(encoder, stacks[0], 3)
         apply_plan_(copy.deepcopy(t5), plan)
+        for target, protect in (("encoder.block:1", []), ("encoder.block:2", ["encoder.block:3"])):
+            config = PruningConfig(criterion=name, target_num_layers=[target], protect=protect)
+            with pytest.raises(ValueError, match=rf"target_num_layers=\d: .* so for criterion='{name}'.*\(layer 1: "):
+                prune_(t5, config, calibration=Unread(batches))
+
+
+class Unread(list):
+    """Data that must not be needed."""
+
+    def __iter__(self):
+        raise AssertionError("what cannot be reached is known before any data is read")
 
 
 @pytest.mark.parametrize("name", ["laco", "mka"])

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from hf_mpruner.architectures import BlockStack
 from hf_mpruner.criteria.inputs import CriterionInputs
@@ -69,6 +70,17 @@ class Criterion(ABC):
             ValueError: if so many cannot go; says how many can.
         """
         return pick_lowest(scores, stack, num_removed, protected)
+
+    def must_stay(self, model: nn.Module, stack: BlockStack) -> Mapping[int, str]:
+        """Layers that this criterion removes under no data, each with the reason; none, for all that only delete.
+
+        A number of layers that cannot be reached for it is refused before anything is measured or trained.
+
+        Args:
+            model (`nn.Module`): uncut.
+            stack (`BlockStack`): of it.
+        """
+        return {}
 
     def merges(self, scores: LayerScores, stack: BlockStack, removed: Sequence[int]) -> dict[int, dict[int, float]]:
         """What the layers that stay take over from those that go: empty, for all that only delete.

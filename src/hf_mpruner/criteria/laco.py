@@ -88,6 +88,10 @@ class Laco(Criterion):
         details = {"removed": removed, "merged": merged, "thresholds": thresholds, "num_examples": trial.num_examples}
         return LayerScores(stack.path, tuple(values), details=details)
 
+    def must_stay(self, model: nn.Module, stack: BlockStack) -> dict[int, str]:
+        """Layers whose weights cannot be added to those of the layer before."""
+        return unmergeable(model, stack)
+
     def select(
         self, scores: LayerScores, stack: BlockStack, num_removed: int, protected: Collection[int] = ()
     ) -> tuple[int, ...]:
@@ -113,6 +117,17 @@ class Laco(Criterion):
             base: {of: c for of, c in {base: 1.0 - len(run), **dict.fromkeys(run, 1.0)}.items() if c}
             for base, run in runs.items()
         }
+
+
+def unmergeable(model: nn.Module, stack: BlockStack) -> dict[int, str]:
+    """Layers that may go but whose weights cannot be added to those of the layer before, each with the reason."""
+    followers = [follower.path for follower in stack.followers]
+    found = {}
+    for layer in stack.prunable:
+        reason = cannot_sum(model, stack.path, layer - 1, [layer], followers) if layer else "no layer is before it"
+        if reason is not None:
+            found[layer] = reason
+    return found
 
 
 def runs_behind(removed: Sequence[int], depth: int) -> dict[int, list[int]]:
@@ -251,14 +266,9 @@ class Trials:
     def __init__(self, inputs: CriterionInputs, stack: BlockStack, examples: list[dict[str, Tensor]]) -> None:
         """See what can be merged, and run the uncut model."""
         self.inputs, self.stack, self.examples = inputs, stack, examples
-        followers = [follower.path for follower in stack.followers]
-        reasons = {
-            layer: cannot_sum(inputs.model, stack.path, layer - 1, [layer], followers)
-            for layer in stack.prunable
-            if layer
-        }
-        self.mergeable = {layer for layer, reason in reasons.items() if reason is None}
-        self.reason = next((reason for reason in reasons.values() if reason), "")
+        reasons = unmergeable(inputs.model, stack)
+        self.mergeable = set(stack.prunable) - reasons.keys()
+        self.reason = next((reason for layer, reason in reasons.items() if layer), "")
         self._values: dict[Any, float] = {}
         self._known: dict[str, set[Any]] = {}
         self._whole = self._run([]) if self.mergeable else []

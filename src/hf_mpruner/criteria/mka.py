@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_mpruner.architectures import BlockStack
 from hf_mpruner.criteria.base import Criterion, Scores
 from hf_mpruner.criteria.inputs import CriterionInputs
-from hf_mpruner.criteria.laco import runs_behind
+from hf_mpruner.criteria.laco import runs_behind, unmergeable
 from hf_mpruner.criteria.scores import LayerScores
 from hf_mpruner.criteria.streams import BlockPass, check_finite, each_pass
 from hf_mpruner.errors import CalibrationError
-from hf_mpruner.merging import cannot_sum
 
 
 class Mka(Criterion):
@@ -65,12 +64,11 @@ class Mka(Criterion):
                 gaussian_kernel(torch.cat(rows), f"{stack.path}.{i}") for i, rows in enumerate(found[stack.path])
             ]
             pairs = similarity_of_kernels(kernels)
-            followers = [follower.path for follower in stack.followers]
+            stay = unmergeable(inputs.model, stack)
+            reasons += [reason for layer, reason in stay.items() if layer]
             values: list[float | None] = [None] * stack.depth
-            for layer in stack.prunable[1:] if stack.prunable[:1] == (0,) else stack.prunable:
-                reason = cannot_sum(inputs.model, stack.path, layer - 1, [layer], followers)
-                reasons += [reason] if reason else []
-                values[layer] = None if reason else 1 - pairs[layer - 1][layer]
+            for layer in set(stack.prunable) - stay.keys():
+                values[layer] = 1 - pairs[layer - 1][layer]
             details = {"num_examples": len(kernels[0])}
             scores[stack.path] = LayerScores(stack.path, tuple(values), pairs=pairs, details=details)
         if all(value is None for one in scores.values() for value in one.values):
@@ -79,6 +77,10 @@ class Mka(Criterion):
                 f"{reasons[0] if reasons else 'none may go'}. Or take a criterion that deletes layers, e.g. block_influence."
             )
         return scores
+
+    def must_stay(self, model: nn.Module, stack: BlockStack) -> dict[int, str]:
+        """Layers whose weights cannot be added to those of the layer before."""
+        return unmergeable(model, stack)
 
     def merges(self, scores: LayerScores, stack: BlockStack, removed: Sequence[int]) -> dict[int, dict[int, float]]:
         """Alpha theta_l + (1 - alpha) theta_m, one removed layer after the other."""
