@@ -165,13 +165,14 @@ def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tenso
 
 
 def _seconds(model: nn.Module, given: Mapping[str, Tensor], device: torch.device) -> float:
-    _wait(device)
+    wait_for(device)
     started = time.perf_counter()
     model(**given)
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until an accelerator has done what it was given; a CPU always has."""
     if device.type != "cpu" and torch.accelerator.is_available():
         torch.accelerator.synchronize(device)

@@ -322,6 +322,26 @@ def test_analyze_writes_matrices_pictures_and_a_plan(world, tmp_path, run):
     assert "--threshold 0.2 --output_dir smaller" in table.err
 
 
+@pytest.mark.parametrize("criterion", [(), ("--criterion", "block_influence", "--target_num_layers", "2")])
+def test_analyze_says_what_it_cost(criterion, world, tmp_path, run):
+    out = tmp_path / "analysis"
+    words = ["analyze", world / "bert", "--dataset", world / "text", *criterion, "--profile", "--output_dir", out]
+    result = run(*words, "--calibration_batch_size", "4", "--format", "json")
+    assert result.code == 0, result.err
+    values = json.loads(result.out)["profile"]
+    assert values == json.loads((out / "profile.json").read_text())
+    assert list(values["seconds"]) == [
+        "reading data", "loading the model", "plain passes of this profile", "measuring",
+        *([] if criterion else ["clusters and plans"]), "writing",
+    ]  # fmt: skip
+    assert (values["forward_passes"], values["examples"]) == (4, 16)
+    assert (values["plain"]["batches"], values["plain"]["examples"], len(values["plain"]["seconds"])) == (4, 16, 3)
+    table = run(*words).out
+    assert "measuring: 1 forward pass, 16 examples" in table
+    assert ("scoring" if criterion else "similarity") in table.partition("measuring: ")[2]
+    assert (values["plain"]["ratio"] is None) == bool(criterion)
+
+
 @pytest.mark.parametrize("criterion", [(), ("--criterion", "tail", "--target_num_layers", "2")])
 def test_analyze_measures_halves_beside_the_rest(criterion, world, tmp_path, run):
     words = ["analyze", world / "bert", "--dataset", world / "text", *criterion, "--halves"]

@@ -16,6 +16,7 @@ from .output import add_format, align, command_line, say, show
 from .parser import UsageError, same_trust, same_words
 from .placement import add_placement_flags, check_alone_in_memory, is_placed, read_placement
 from .processes import check_one_process, rank, sharing
+from .profile import Profile, add_flag
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--halves", action="store_true", help="also measure the attention and the feed-forward half of each block"
     )
+    add_flag(parser)
     add_format(parser)
     add_placement_flags(parser)
     add_config_flags(parser)
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
 def _analyze(
     args: argparse.Namespace, config: PruningConfig, folder: Path | None, placement: Placement, runtime: Runtime
 ) -> int:
+    profile = Profile(args.profile)
+
     from hf_mpruner.placement import unquantised
 
     from . import halves, scores
@@ -86,27 +90,35 @@ def _analyze(
         data = load_split(args, "split")
     columns = choose_columns(args, data, task, need_label=scores.needs_labels(config))
     data = take(args, data, columns, task)
+    profile.mark("reading data")
     options = task.processor_options(model_config)
     processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code, **options)
     named = task if args.task else None
     model = load_for_analysis(args.model, model_config, args.revision, args.trust_remote_code, named, placement)
     stacks = chosen_stacks(model, config)
+    profile.mark("loading the model")
     rows = Rows(model, data, processor, columns, task, read_settings(args, config.seed))
     parts = None
     if args.halves:
         parts = halves.measure(rows, config, stacks, folder)
+        profile.mark("measuring halves")
+    profile.measure(rows, config, stacks)
     if not config.plans_by_threshold:
         if config.target_num_layers is not None:  # all that are to go, in however many rounds
             config = dataclasses.replace(config, layers_per_round=None)
         scored = scores.score(args.model, rows, config, stacks)
-        return _show_scores(args, scored, unquantised(model), folder, parts)
+        profile.mark("measuring")
+        return _show_scores(args, scored, unquantised(model), folder, parts, profile)
     matrices = measure(rows, config, stacks, runtime)
+    profile.mark("measuring")
     plan = suggest(args.model, model, matrices, stacks, config)
     choices = _choices(unquantised(model), matrices, stacks, config)
+    profile.mark("clusters and plans")
     drawn = folder is not None and rank() == 0 and _write(folder, matrices, plan)
+    profile.write(folder)
     show(
         args,
-        table=_table(matrices, choices, config.threshold) + halves.to_table(parts),
+        table=_table(matrices, choices, config.threshold) + halves.to_table(parts) + profile.to_table(),
         values={
             "model": args.model,
             "similarity": {path: matrix.to_dict() for path, matrix in matrices.items()},
@@ -114,6 +126,7 @@ def _analyze(
             "thresholds": choices,
             "plan": plan.to_dict(),
             **halves.to_values(parts),
+            **profile.to_values(),
         },
         quiet=str(plan),
     )
@@ -127,19 +140,22 @@ def _show_scores(
     model: Any,
     folder: Path | None,
     parts: HalvesReport | None,
+    profile: Profile,
 ) -> int:
     from . import halves, scores
 
     drawn = folder is not None and scores.write(folder, scored)
+    profile.write(folder)
     show(
         args,
-        table=scores.to_table(scored, model) + halves.to_table(parts),
+        table=scores.to_table(scored, model) + halves.to_table(parts) + profile.to_table(),
         values={
             "model": args.model,
             **{key: scored.plan.evidence[key] for key in ("criterion", "title", "scores", "cost", "num_removed")},
             "plan": scored.plan.to_dict(),
             "preview": dataclasses.asdict(scored.plan.preview(model)),
             **halves.to_values(parts),
+            **profile.to_values(),
         },
         quiet=str(scored.plan),
     )
