@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from hf_mpruner.errors import CheckpointError
-from hf_mpruner.slicing.format import MAX_HEADER_BYTES, dtypes, make_header, num_bytes, place, read_header
+from hf_mpruner.slicing.format import MAX_HEADER_BYTES, dtypes, make_header, num_bytes, parse_header, read_header
 from hf_mpruner.slicing.recipe import StoredTensor
 
 NAMES = [
@@ -197,7 +197,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_header(tmp_path / "gone.safetensors")
 
 
-def test_positions_of_a_header_from_the_hub_begin_where_they_are_told(tmp_path: Path) -> None:
-    read = place("ann/model/x.safetensors", {"x": entry(0, 2)}, 0, {})
-    assert read.end == 2
-    assert read.state is None
+def test_the_bytes_of_a_header_may_come_from_anywhere(tmp_path: Path) -> None:
+    content, asked = save({"x": torch.arange(3)}, {"format": "pt"}), []
+
+    def read(start: int, length: int) -> bytes:
+        asked.append(start + length)
+        return content[start : start + length]
+
+    header = parse_header("ann/model/x.safetensors", None, read)
+    assert header.placed["x"].start + 24 == header.end == len(content)
+    assert max(asked) == header.placed["x"].start, "no byte of a tensor"
+    with pytest.raises(
+        CheckpointError, match=r"'ann/model/x.safetensors' is no whole safetensors file: it is cut short"
+    ):
+        parse_header("ann/model/x.safetensors", len(content) - 1, read)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from hf_mpruner.errors import CheckpointError
 from hf_mpruner.slicing import Piece, open_checkpoint, write, write_tensors_of
+from hf_mpruner.storage import new_folder
 
 
 def make_llama(layers: int = 5) -> PreTrainedModel:
@@ -206,6 +209,49 @@ def test_a_file_that_changes_during_the_copy(small, tmp_path, monkeypatch, in_ke
     monkeypatch.setattr(write, "_copy", change_and_copy)
     with pytest.raises(CheckpointError, match=r"model.safetensors' changed while it was read"):
         write_tensors_of(small, {"x": Piece("x"), "y": Piece("y")}, tmp_path / "made")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a life is forked")
+@pytest.mark.parametrize("copies", [0, 2])
+def test_a_kill_in_the_middle_of_a_copy_leaves_nothing_in_the_way_of_the_next_run(tmp_path, copies):
+    make_llama(4).save_pretrained(tmp_path / "whole", max_shard_size="5KB")
+    checkpoint = open_checkpoint(tmp_path / "whole")
+    recipe = {name: Piece(name) for name in checkpoint.tensors}
+
+    def make() -> None:
+        with new_folder(tmp_path / "out") as draft:
+            write_tensors_of(checkpoint, recipe, draft, "9KB")
+
+    pid = os.fork()
+    if pid == 0:
+        copy, done = write._copy, []
+
+        def die_within(source, move, bar):
+            if len(done) == copies:
+                copy(source, replace(move, length=move.length // 2), bar)
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(move)
+            copy(source, move, bar)
+
+        write._copy = die_within
+        try:
+            make()
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    (draft,) = (entry for entry in tmp_path.iterdir() if entry.name != "whole")
+    assert draft.name.startswith(".out.")
+    assert list(draft.glob("*.safetensors"))
+    make()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "whole"]
+    made = open_checkpoint(tmp_path / "out")
+    assert made.tensors == checkpoint.tensors
+    for name, value in load_all(tmp_path / "whole").items():
+        assert torch.equal(load_all(tmp_path / "out")[name], value)
+
+
+def load_all(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def test_the_index_counts_parameters_only_if_told(small, tmp_path):

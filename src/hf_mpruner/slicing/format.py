@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -162,18 +162,38 @@ def read_header(file: Path) -> Header:
     """
     try:
         state = state_of(file)
-        size = state[1]
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            if size < _LENGTH_BYTES:
-                _refuse(file, f"it has {size} bytes, fewer than the {_LENGTH_BYTES} of its header's length")
-            if length > MAX_HEADER_BYTES:
-                _refuse(file, f"its header would have {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
-            if _LENGTH_BYTES + length > size:
-                _refuse(file, f"it is cut short in its header: {size} bytes, the header alone ends at {length + 8}")
-            content = stream.read(length)
+
+            def read(start: int, length: int) -> bytes:
+                stream.seek(start)
+                return stream.read(length)
+
+            return replace(parse_header(file, state[1], read), state=state)
     except OSError as error:
         raise CheckpointError(f"'{file}' cannot be read: {error}. Make it readable, or copy it here again.") from error
+
+
+def parse_header(file: Path | str, size: int | None, read: Callable[[int, int], bytes]) -> Header:
+    """Check a header, wherever its file is.
+
+    Args:
+        file (`Path` or `str`): for the errors.
+        size (`int`, *optional*): bytes of the file, where they are known.
+        read: gives the bytes of the file from a position on, as many as it is asked for if there are so many.
+
+    Raises:
+        CheckpointError: see `read_header`.
+    """
+    first = read(0, _LENGTH_BYTES)
+    if len(first) < _LENGTH_BYTES:
+        _refuse(file, f"it has {len(first)} bytes, fewer than the {_LENGTH_BYTES} of its header's length")
+    length = int.from_bytes(first, "little")
+    if length > MAX_HEADER_BYTES:
+        _refuse(file, f"its header would have {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    content = read(_LENGTH_BYTES, length)
+    begin, got = _LENGTH_BYTES + length, _LENGTH_BYTES + len(content)
+    if got < begin:
+        _refuse(file, f"it is cut short in its header: {got} bytes, the header alone ends at {begin}")
     try:
         values = json.loads(content.decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -183,11 +203,11 @@ def read_header(file: Path) -> Header:
     metadata = values.pop(_METADATA, None) or {}
     if not isinstance(metadata, dict):
         _refuse(file, f"its {_METADATA} is a {type(metadata).__name__}, a JSON object is needed")
-    header = place(file, values, _LENGTH_BYTES + length, metadata)
-    if header.end != size:
+    header = _place(file, values, begin, metadata)
+    if size is not None and header.end != size:
         what = "is cut short" if header.end > size else "has bytes that no tensor owns"
         _refuse(file, f"it {what}: {size} bytes, its tensors end at {header.end}")
-    return replace(header, state=state)
+    return header
 
 
 def state_of(file: Path) -> tuple[int, int, int]:
@@ -204,18 +224,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def place(file: Path | str, infos: Mapping[str, Any], begin: int, metadata: Mapping[str, str]) -> Header:
-    """Check what a header says of its tensors: dtypes, shapes, and offsets without gap or overlap.
-
-    Args:
-        file (`Path` or `str`): for the errors.
-        infos (`Mapping[str, Any]`): `dtype`, `shape` and `data_offsets` of each tensor, as JSON gives them.
-        begin (`int`): position in the file of the first tensor's first byte.
-        metadata (`Mapping[str, str]`): the header's free text.
-
-    Raises:
-        CheckpointError: names the file, the tensor and what is wrong with it.
-    """
+def _place(file: Path | str, infos: Mapping[str, Any], begin: int, metadata: Mapping[str, str]) -> Header:
+    """Check what a header says of its tensors: dtypes, shapes, and offsets without gap or overlap."""
     rows = []
     for name, info in infos.items():
         tensor, start, end = _read_info(file, name, info)

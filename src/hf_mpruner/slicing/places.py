@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hf_mpruner.errors import CheckpointError
 from hf_mpruner.hub import check_repo_id
 from hf_mpruner.hub.explain import explain
 from hf_mpruner.hub.retry import patiently
 
-from .format import Header, place, read_header
+from .format import Header, parse_header, read_header
 
+# Of a file on the Hub, to begin with: most headers are shorter, and one request costs more than these bytes.
+_FIRST_BYTES = 100_000
 Result = TypeVar("Result")
 
 
@@ -100,12 +103,24 @@ class Repository:
         from huggingface_hub import HfApi
 
         self.source, self.token, self.api = repo_id, token, HfApi(token=token)
-        info = self._ask(
-            lambda: self.api.model_info(repo_id, revision=revision, files_metadata=True),
-            f"read '{repo_id}'" + (f" at '{revision}'" if revision else ""),
-        )
+        info = self._ask(lambda: self._find(revision), f"read '{repo_id}'" + (f" at '{revision}'" if revision else ""))
         self.commit: str | None = str(info.sha)
         self.files: dict[str, int | None] = {found.rfilename: found.size for found in info.siblings or ()}
+
+    def _find(self, revision: str | None) -> Any:
+        """What there is, by one commit.
+
+        The config is asked for by the revision's name, so that the cache knows the name without the Hub, too.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        try:
+            config = hf_hub_download(self.source, "config.json", revision=revision, token=self.token)
+            revision = Path(config).parent.name
+        except RemoteEntryNotFoundError:  # there is none
+            pass
+        return self.api.model_info(self.source, revision=revision, files_metadata=True)
 
     def find(self, name: str) -> Path | None:
         """See `Place`."""
@@ -126,39 +141,42 @@ class Repository:
         )
 
     def header(self, name: str) -> Header:
-        """The header alone, by a range request; with positions from the end of the header."""
+        """The header alone, by range requests."""
         if found := self.find(name):
             return read_header(found)
-        from huggingface_hub.errors import SafetensorsParsingError
+        first = self._range(name, 0, _FIRST_BYTES)
 
-        where = f"{self.source}/{name}"
-        try:
-            read = self._ask(
-                lambda: self.api.parse_safetensors_file_metadata(self.source, name, revision=self.commit),
-                f"read the header of {name} of '{self.source}'",
-            )
-        except SafetensorsParsingError as error:
-            raise CheckpointError(f"'{where}' is no whole safetensors file: {error}") from error
-        header = place(where, {key: vars(info) for key, info in read.tensors.items()}, 0, read.metadata)
-        size = self.files.get(name)
-        if size is not None and not header.end < size:
-            raise CheckpointError(
-                f"'{where}' is no whole safetensors file: its tensors take {header.end} bytes, the file has {size}. Tell "
-                "its owner, or pass another revision."
-            )
-        return header
+        def read(start: int, length: int) -> bytes:
+            end = start + length
+            return first[start:end] if end <= len(first) else first[start:] + self._range(name, len(first), end)
+
+        return parse_header(f"{self.source}/{name}", self.files.get(name), read)
+
+    def _range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes of a file; fewer, or none, if it has no more."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+        url = hf_hub_url(self.source, name, revision=self.commit, endpoint=self.api.endpoint)
+
+        def ask() -> bytes:
+            headers = {**build_hf_headers(token=self.token), "Range": f"bytes={start}-{end - 1}"}
+            answer = get_session().get(url, headers=headers)
+            if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return b""
+            hf_raise_for_status(answer)
+            whole = answer.status_code != HTTPStatus.PARTIAL_CONTENT
+            return bytes(answer.content[start:end] if whole else answer.content)
+
+        return self._ask(ask, f"read the header of {name} of '{self.source}'")
 
     def lacks(self, name: str) -> str:
         """See `Place`."""
         return f"'{self.source}' has no {name} at commit {self.commit}. Pass a revision that is whole."
 
     def _ask(self, action: Callable[[], Result], doing: str) -> Result:
-        from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-
         try:
             return patiently(action, doing)
-        except (SafetensorsParsingError, NotASafetensorsRepoError):
-            raise
         except Exception as error:
             raise CheckpointError(explain(error, self.source, doing, writing=False)) from error
 
