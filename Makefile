@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: style quality test test-all docs-check zoo model_cards notebook help
+.PHONY: style quality test test-all docs-check zoo slices model_cards notebook help
 
 style:  ## rewrite: sorted imports, one format
 	$(PYTHON) -m ruff check --fix .
@@ -25,6 +25,9 @@ docs-check:  ## what the pages and docstrings say
 zoo:  ## every model type of the installed transformers, and docs/architectures.md from it (half an hour on two busy cores)
 	PYTHONPATH=src:tests/architectures $(PYTHON) -m zoo.sweep --jobs 2 --output runs/zoo.jsonl; swept=$$?; \
 	PYTHONPATH=src:tests/architectures $(PYTHON) -m zoo.table runs/zoo.jsonl --output docs/architectures.md && exit $$swept
+
+slices:  ## every model type cut on disk and in memory, compared to the byte (an hour or so on two cores)
+	PYTHONPATH=src:tests/architectures $(PYTHON) -m zoo.slices --jobs 2 --output runs/slices.jsonl
 
 model_cards:  ## train and prune the small models of the examples again, and model_cards/ from them (five minutes or so)
 	PYTHONPATH=src $(PYTHON) reproduce/model_cards.py --output_dir model_cards

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hf_mpruner.scoring import make_compute_metrics
     from hf_mpruner.sequential import SequentialStop
     from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, linear_cka
+    from hf_mpruner.slicing import SlicedCheckpoint, slice_checkpoint
     from hf_mpruner.sparsity import sparsify_
     from hf_mpruner.surgery import apply_plan_, apply_width_plan_, drop_halves_
 
@@ -62,6 +63,7 @@ __all__ = [
     "SimilarityAccumulator",
     "SimilarityMatrix",
     "SimilarityProtocol",
+    "SlicedCheckpoint",
     "UnsupportedArchitectureError",
     "UnsupportedBackendError",
     "WidthPlan",
@@ -82,6 +84,7 @@ __all__ = [
     "push_pruned_model",
     "register_architecture",
     "register_criterion",
+    "slice_checkpoint",
     "sparsify_",
 ]
 
@@ -106,6 +109,7 @@ _MODULE_OF = {
     "SimilarityAccumulator": "similarity",
     "SimilarityMatrix": "similarity",
     "SimilarityProtocol": "similarity",
+    "SlicedCheckpoint": "slicing",
     "UnsupportedArchitectureError": "errors",
     "UnsupportedBackendError": "errors",
     "WidthPlan": "plan",
@@ -126,6 +130,7 @@ _MODULE_OF = {
     "push_pruned_model": "publish",
     "register_architecture": "architectures",
     "register_criterion": "criteria",
+    "slice_checkpoint": "slicing",
     "sparsify_": "sparsity",
 }
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .card import ModelFacts, merge_card, render_card
+from .card.facts import processor_in
 from .card.front import read_metadata
 from .errors import MPrunerError
 from .footprint import weight_files_bytes
 from .narrowing import render_narrowing_card
 from .report import PAGE_NAME, write_plots
 from .runtime import keep_rng_state
-from .storage import new_folder, write_bytes
+from .storage import check_output_dir, new_folder, write_bytes
 from .verify.saved import same_bits, why_other
 
 if TYPE_CHECKING:
@@ -28,73 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What makes a folder somebody's model.
-_MODEL_FILES = (
-    "config.json",
-    "adapter_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "pytorch_model*.bin",
-)
-_RUN_FILES = ("checkpoint-*",)
 CARD_NAME = "README.md"
 _UNREADABLE_CARD = "README.before.md"
-
-
-def check_output_dir(
-    output_dir: str | os.PathLike[str],
-    *,
-    source: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Refuse a folder that must not be written, before any work is done.
-
-    Args:
-        output_dir (path): where a pruned model is to be written.
-        source (path or `str`, *optional*): the model that is read; its folder is never replaced.
-        overwrite (`bool`): whether another model in that folder may be replaced.
-
-    Returns:
-        `Path`: the folder, absolute.
-
-    Raises:
-        ValueError: if it is the source's folder, or no folder that can be replaced.
-        FileExistsError: if it holds a model and `overwrite` is not set, or files that are no model.
-        PermissionError: if nothing can be written there.
-    """
-    folder = Path(output_dir).expanduser().resolve()
-    if source is not None and Path(source).is_dir() and Path(source).resolve().is_relative_to(folder):
-        raise ValueError(
-            f"output_dir='{output_dir}' is the folder of the model that is read, '{source}'. Pass another one, e.g. "
-            f"--output_dir {folder.with_name(folder.name + '-pruned')}."
-        )
-    if folder.is_mount():
-        raise ValueError(
-            f"output_dir='{output_dir}' is a mount point, which cannot be replaced in one step. Pass a folder in it: "
-            f"--output_dir {folder / 'pruned'}."
-        )
-    ancestor = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not ancestor.is_dir():
-        raise ValueError(f"output_dir='{output_dir}': '{ancestor}' is a file. Pass a folder.")
-    if not os.access(folder.parent if folder.exists() else ancestor, os.W_OK):
-        raise PermissionError(f"output_dir='{output_dir}': nothing can be written there. Pass another folder.")
-    found = find_model_files(folder)
-    if found and not overwrite:
-        raise FileExistsError(
-            f"output_dir='{output_dir}' holds another model ({_listed(found)}). Pass another folder with --output_dir, "
-            "or --overwrite (overwrite=True) to replace all of it but the words of a person in README.md."
-        )
-    if folder.is_dir() and not found and any(folder.iterdir()):
-        raise FileExistsError(
-            f"output_dir='{output_dir}' is not empty ({_listed(sorted(entry.name for entry in folder.iterdir()))}) "
-            f"and holds no model, so it is not replaced. Pass a new folder: --output_dir {folder / 'pruned'}."
-        )
-    return folder
-
-
-def find_model_files(folder: Path) -> list[str]:
-    """Names of the files in a folder that make it somebody's model or training run."""
-    return sorted({file.name for pattern in (*_MODEL_FILES, *_RUN_FILES) for file in folder.glob(pattern)})
 
 
 def write_artifacts(
@@ -106,6 +43,7 @@ def write_artifacts(
     config: PruningConfig | None = None,
     source: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    save: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write everything that a pruned model needs, in one step: the folder appears complete or not at all.
 
@@ -119,6 +57,8 @@ def write_artifacts(
         config (`PruningConfig`, *optional*): what was asked for; without it no `pruning_config.json` is written.
         source (path or `str`, *optional*): the model that was read; its folder is never replaced.
         overwrite (`bool`): replace a model that is there. Of its README.md the words of a person stay.
+        save (callable, *optional*): what writes and compares the model and its processor, for a model without weights:
+            `save(folder)`. By default `model.save_pretrained` and that of `processing_class` do.
 
     Returns:
         `Path`: the folder, absolute. It holds the model and its processor, `pruning_plan.json`,
@@ -138,10 +78,10 @@ def write_artifacts(
         )
     folder = check_output_dir(output_dir, source=source, overwrite=overwrite)
     with new_folder(folder) as draft, _no_bars(), keep_rng_state():
-        model.save_pretrained(draft)
-        if processing_class is not None:
-            processing_class.save_pretrained(draft)
-        check_saved_model(model, draft)
+        if save is not None:
+            save(draft)
+        else:
+            _save_whole(model, processing_class, draft)
         report.record.disk_bytes = weight_files_bytes(draft)
         report.plan.save_pretrained(draft)
         if config is not None:
@@ -149,6 +89,8 @@ def write_artifacts(
         report.record.save(draft)
         report.save(draft)
         facts = ModelFacts.of_model(model, processing_class)
+        if save is not None:
+            facts = replace(facts, processor=processor_in(draft))
         try:
             write_pages(draft, report, facts, config=config, title=folder.name, present=_card_before(folder, draft))
         except Exception as error:  # hours of training are worth more than their description
@@ -173,10 +115,7 @@ def write_narrowed(
     """
     folder = check_output_dir(output_dir, source=source, overwrite=overwrite)
     with new_folder(folder) as draft, _no_bars(), keep_rng_state():
-        model.save_pretrained(draft)
-        if processing_class is not None:
-            processing_class.save_pretrained(draft)
-        check_saved_model(model, draft)
+        _save_whole(model, processing_class, draft)
         report.plan.save_pretrained(draft)
         report.save(draft)
         facts = ModelFacts.of_model(model, processing_class)
@@ -188,6 +127,13 @@ def write_narrowed(
         except Exception as error:
             logger.warning("The model is written, its card is not: %s. Try again: hf-mpruner card %s", error, folder)
     return folder
+
+
+def _save_whole(model: PreTrainedModel, processing_class: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    if processing_class is not None:
+        processing_class.save_pretrained(folder)
+    check_saved_model(model, folder)
 
 
 def write_pages(

@@ -16,6 +16,16 @@ from typing import Any
 
 from .errors import MPrunerError
 
+# What makes a folder somebody's model.
+_MODEL_FILES = (
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+)
+_RUN_FILES = ("checkpoint-*",)
+
 
 def write_text(file: Path, text: str) -> Path:
     """Write a text file through a temporary name, `fsync` and a rename in the same folder.
@@ -164,3 +174,64 @@ def _clear_remains(folder: Path) -> None:
                 entry.rename(folder)
         else:
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def check_output_dir(
+    output_dir: str | os.PathLike[str],
+    *,
+    source: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Refuse a folder that must not be written, before any work is done.
+
+    Args:
+        output_dir (path): where a pruned model is to be written.
+        source (path or `str`, *optional*): the model that is read; its folder is never replaced.
+        overwrite (`bool`): whether another model in that folder may be replaced.
+
+    Returns:
+        `Path`: the folder, absolute.
+
+    Raises:
+        ValueError: if it is the source's folder, or no folder that can be replaced.
+        FileExistsError: if it holds a model and `overwrite` is not set, or files that are no model.
+        PermissionError: if nothing can be written there.
+    """
+    folder = Path(output_dir).expanduser().resolve()
+    if source is not None and Path(source).is_dir() and Path(source).resolve().is_relative_to(folder):
+        raise ValueError(
+            f"output_dir='{output_dir}' is the folder of the model that is read, '{source}'. Pass another one, e.g. "
+            f"--output_dir {folder.with_name(folder.name + '-pruned')}."
+        )
+    if folder.is_mount():
+        raise ValueError(
+            f"output_dir='{output_dir}' is a mount point, which cannot be replaced in one step. Pass a folder in it: "
+            f"--output_dir {folder / 'pruned'}."
+        )
+    ancestor = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not ancestor.is_dir():
+        raise ValueError(f"output_dir='{output_dir}': '{ancestor}' is a file. Pass a folder.")
+    if not os.access(folder.parent if folder.exists() else ancestor, os.W_OK):
+        raise PermissionError(f"output_dir='{output_dir}': nothing can be written there. Pass another folder.")
+    found = find_model_files(folder)
+    if found and not overwrite:
+        raise FileExistsError(
+            f"output_dir='{output_dir}' holds another model ({_listed(found)}). Pass another folder with --output_dir, "
+            "or --overwrite (overwrite=True) to replace all of it but the words of a person in README.md."
+        )
+    if folder.is_dir() and not found and any(folder.iterdir()):
+        raise FileExistsError(
+            f"output_dir='{output_dir}' is not empty ({_listed(sorted(entry.name for entry in folder.iterdir()))}) "
+            f"and holds no model, so it is not replaced. Pass a new folder: --output_dir {folder / 'pruned'}."
+        )
+    return folder
+
+
+def find_model_files(folder: Path) -> list[str]:
+    """Names of the files in a folder that make it somebody's model or training run."""
+    return sorted({file.name for pattern in (*_MODEL_FILES, *_RUN_FILES) for file in folder.glob(pattern)})
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -83,18 +83,22 @@ def test_dry_run_reads_no_weights(source, tmp_path, run):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_done_is_refused_before_weights_are_read(source, tmp_path, run, make_bert):
-    (source / "model.safetensors").unlink()
+@pytest.mark.parametrize("road", [[], ["--in_memory"]])
+def test_what_cannot_be_done_is_refused_before_weights_are_read(road, source, tmp_path, run, make_bert, monkeypatch):
+    if road:
+        (source / "model.safetensors").unlink()
+    else:  # of which only the header is read
+        monkeypatch.setattr("hf_mpruner.slicing.cut.write_tensors_of", None)
     other = make_bert(num_hidden_layers=6)
     plan = PruningPlan.from_kept({STACK: [0, 2]}, find_block_stacks(other), model_type="bert")
     plan.save_pretrained(tmp_path / "other")
-    words = ["apply", source, "--output_dir", tmp_path / "out", "--plan"]
+    words = ["apply", source, *road, "--output_dir", tmp_path / "out", "--plan"]
     cases = [
-        ([*words[:2], "--plan", tmp_path / "plan"], 2, "--output_dir is missing"),
+        (["apply", source, *road, "--plan", tmp_path / "plan"], 2, "--output_dir is missing"),
         ([*words, tmp_path / "other"], 1, f"This plan is for 6 layers of '{STACK}', but the model has 4 there"),
         ([*words, tmp_path / "nothing"], 1, "No pruning_plan.json at"),
         (
-            [*words[:2], "--output_dir", source, "--plan", tmp_path / "plan"],
+            ["apply", source, *road, "--output_dir", source, "--plan", tmp_path / "plan"],
             2,
             "is the folder of the model that is read",
         ),
@@ -126,3 +130,36 @@ def test_half_precision_stays(tmp_path, run, make_bert):
     assert code == 0, err
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto")
     assert loaded.dtype == torch.bfloat16
+
+
+def test_both_roads_write_the_same_folder(source, tmp_path, run):
+    for name, road in (("disk", []), ("memory", ["--in_memory"])):
+        code, _, err = run(
+            "apply", source, "--plan", tmp_path / "plan", "--output_dir", tmp_path / name / "out", *road
+        )
+        assert code == 0, err
+    disk, memory = (
+        {
+            file.relative_to(tmp_path / name): file.read_bytes()
+            for file in (tmp_path / name).rglob("*")
+            if file.is_file()
+        }
+        for name in ("disk", "memory")
+    )
+    assert disk.keys() == memory.keys()
+    assert [str(name) for name in disk if disk[name] != memory[name]] == []
+
+
+def test_what_names_do_not_say_is_refused_with_the_flag_to_type(source, tmp_path, run, make_bert):
+    stacks = find_block_stacks(make_bert())
+    merged = PruningPlan.from_kept({STACK: [0, 2, 3]}, stacks, merged={STACK: {0: {1: 1.0}}})
+    merged.save_pretrained(tmp_path / "merged")
+    words = ["apply", source, "--plan", tmp_path / "merged", "--output_dir", tmp_path / "out"]
+    code, _, err = run(*words)
+    assert code == 2
+    assert "weights become sums of weights" in err
+    assert "--in_memory" in err
+    assert not (tmp_path / "out").exists()
+    code, _, err = run(*words, "--in_memory")
+    assert code == 0, err
+    assert "Weights are merged as the plan says" in err

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hf_mpruner.artifacts import check_output_dir, check_saved_model, find_pictures, write_artifacts
+from hf_mpruner.artifacts import check_saved_model, find_pictures, write_artifacts
 from hf_mpruner.card import check_card
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.errors import MPrunerError
@@ -19,6 +19,7 @@ from hf_mpruner.heads import find_auto_class
 from hf_mpruner.oneshot import prune_
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.report import PruningReport
+from hf_mpruner.storage import check_output_dir
 
 CONFIG = PruningConfig(threshold=0.0, protect=["2"])
 

@@ -101,7 +101,7 @@ class ModelFacts:
                 f"'{file}' names no class ('architectures' is {config.get('architectures')!r}). Save the model with "
                 "model.save_pretrained(folder)."
             )
-        facts = cls._made(names[0], None, config, config.get("model_type"), _processor_in(Path(folder)))
+        facts = cls._made(names[0], None, config, config.get("model_type"), processor_in(Path(folder)))
         return replace(facts, base_model=_base_in(Path(folder) / "README.md"))
 
     @classmethod
@@ -156,7 +156,8 @@ def _auto_class(processing_class: Any) -> str | None:
     return "AutoImageProcessor" if "ImageProcessor" in type(processing_class).__name__ else "AutoProcessor"
 
 
-def _processor_in(folder: Path) -> str | None:
+def processor_in(folder: Path) -> str | None:
+    """The Auto class of the tokenizer or processor in a model's folder; `None` if there is none."""
     for name, auto in _PROCESSOR_FILES:
         if (folder / name).is_file():
             return auto

@@ -186,7 +186,7 @@ def choose_reader(args: argparse.Namespace, config: PreTrainedConfig) -> Task:
 
 
 def _check_folder(output_dir: str) -> Path:
-    from hf_mpruner.artifacts import find_model_files
+    from hf_mpruner.storage import find_model_files
 
     folder = Path(output_dir).expanduser()
     if folder.exists() and not folder.is_dir():

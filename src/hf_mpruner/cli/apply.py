@@ -1,10 +1,13 @@
-"""Cut a model as a plan says, and save it. Nothing is trained and nothing is measured."""
+"""Cut a model as a plan says, and save it. Nothing is trained and nothing is measured.
+
+Weights go from file to file, without a model in memory. What that cannot do is refused; --in_memory can.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from .output import add_format, command_line, say, show
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   hf-mpruner apply google-bert/bert-base-uncased --plan analysis --output_dir smaller
   hf-mpruner apply MODEL --plan org/pruned-model --plan_revision v1 --output_dir smaller
+  hf-mpruner apply MODEL --plan plan.json --output_dir smaller --in_memory
   hf-mpruner apply MODEL --plan plan.json --dry_run"""
 USAGE = "hf-mpruner apply MODEL --plan PLAN --output_dir DIR ..."
 
@@ -35,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", help="new folder for the smaller model")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that lies there")
     parser.add_argument("--dry_run", action="store_true", help="show what would go, write nothing")
+    parser.add_argument(
+        "--in_memory",
+        action="store_true",
+        help="load the whole model, cut it and save it: for merged layers, quantized weights, code of the model's own",
+    )
     add_format(parser)
 
 
@@ -43,11 +52,10 @@ def run(args: argparse.Namespace) -> int:
     if args.output_dir is None and not args.dry_run:
         raise UsageError("--output_dir is missing: name a new folder for the smaller model, or pass --dry_run.")
 
-    from hf_mpruner.artifacts import check_output_dir, write_artifacts
     from hf_mpruner.plan import PruningPlan
-    from hf_mpruner.surgery import apply_plan_
+    from hf_mpruner.storage import check_output_dir
 
-    from .models import build_empty, load_config
+    from .models import load_config
 
     if args.output_dir is not None:
         try:
@@ -56,25 +64,9 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(str(error)) from error
     plan = PruningPlan.from_pretrained(args.plan, revision=args.plan_revision)
     config = load_config(args.model, args.revision, args.trust_remote_code)
-    empty = build_empty(config, args.trust_remote_code)
-    preview = plan.preview(empty) if args.dry_run else None
-    apply_plan_(empty, plan)  # a plan that does not fit is refused before any weight is read
-    if preview is not None:
-        values = {"plan": plan.to_dict(), "preview": dataclasses.asdict(preview)}
-        show(args, table=str(preview), values=values, quiet=str(plan))
-        say(args, "Dry run: nothing was changed and nothing written. Leave --dry_run out to cut.")
-        return 0
-    model = load_whole(args, config)
-    report = cut_once_(model, plan, args)
-    processor = find_processor(args)
-    folder = write_artifacts(
-        args.output_dir,
-        model=model,
-        processing_class=processor,
-        report=report,
-        source=args.model,
-        overwrite=args.overwrite,
-    )
+    if args.dry_run:
+        return _preview(args, config, plan)
+    report, processed = (_cut_in_memory if args.in_memory else _cut_on_disk)(args, config, plan)
     show(
         args,
         table=f"{report}\n\n{plan}",
@@ -82,24 +74,94 @@ def run(args: argparse.Namespace) -> int:
         quiet=args.output_dir,
     )
     kept = "Weights are merged as the plan says, the others are" if plan.merged else "The weights are"
-    say(args, f"Wrote {folder}. {kept} those of '{args.model}': nothing was trained or measured since.")
-    if processor is None:
+    say(args, f"Wrote {args.output_dir}. {kept} those of '{args.model}': nothing was trained or measured since.")
+    if not processed:
         say(args, f"'{args.model}' has no tokenizer or image processor beside it, so there is none here either.")
     say(args, f"Next: {command_line('inspect', args.output_dir, *same_trust(args))}")
     return 0
 
 
-def cut_once_(model: PreTrainedModel, plan: PruningPlan, args: argparse.Namespace) -> PruningReport:
-    """Apply a plan and report it as one round that nobody judged."""
+def _preview(args: argparse.Namespace, config: PreTrainedConfig, plan: PruningPlan) -> int:
+    """Apply the plan to a model without weights, and say what would go."""
+    from hf_mpruner.surgery import apply_plan_
+
+    from .models import build_empty
+
+    empty = build_empty(config, args.trust_remote_code)
+    preview = plan.preview(empty)
+    apply_plan_(empty, plan)
+    values = {"plan": plan.to_dict(), "preview": dataclasses.asdict(preview)}
+    show(args, table=str(preview), values=values, quiet=str(plan))
+    say(args, "Dry run: nothing was changed and nothing written. Leave --dry_run out to cut.")
+    return 0
+
+
+def _cut_on_disk(args: argparse.Namespace, config: PreTrainedConfig, plan: PruningPlan) -> tuple[PruningReport, bool]:
+    """Write the smaller checkpoint tensor by tensor, and what belongs to it; whether a processor went along."""
+    from hf_mpruner.artifacts import write_artifacts
+    from hf_mpruner.card.facts import processor_in
+    from hf_mpruner.errors import CheckpointError
+    from hf_mpruner.slicing import Slicing
+    from hf_mpruner.slicing.room import check_apart
+
+    from .models import own_class
+
+    try:
+        check_apart(args.model, args.output_dir)
+        slicing = Slicing(args.model, revision=args.revision, model_class=own_class(config, args.trust_remote_code))
+        report = cut_once_(slicing.model, plan, args, slicing.cut)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    if slicing.unknown:
+        kind, number = type(slicing.model).__name__, len(slicing.unknown)
+        say(args, f"Left out: {number} tensors that {kind} has no place for ({slicing.unknown[0]} ...).")
+    folder = write_artifacts(
+        args.output_dir,
+        model=slicing.model,
+        report=report,
+        source=args.model,
+        overwrite=args.overwrite,
+        save=slicing.write,
+    )
+    return report, processor_in(folder) is not None
+
+
+def _cut_in_memory(
+    args: argparse.Namespace, config: PreTrainedConfig, plan: PruningPlan
+) -> tuple[PruningReport, bool]:
+    """Load the model, cut it, and save it, with all that belongs to it; whether a processor went along."""
+    from hf_mpruner.artifacts import write_artifacts
+    from hf_mpruner.surgery import apply_plan_
+
+    from .models import build_empty
+
+    apply_plan_(build_empty(config, args.trust_remote_code), plan)  # refused before any weight is read
+    model = load_whole(args, config)
+    report = cut_once_(model, plan, args, lambda plan: apply_plan_(model, plan))
+    processor = find_processor(args)
+    write_artifacts(
+        args.output_dir,
+        model=model,
+        processing_class=processor,
+        report=report,
+        source=args.model,
+        overwrite=args.overwrite,
+    )
+    return report, processor is not None
+
+
+def cut_once_(
+    model: PreTrainedModel, plan: PruningPlan, args: argparse.Namespace, cut: Callable[[PruningPlan], object]
+) -> PruningReport:
+    """Let `cut` apply a plan to a model, and report it as one round that nobody judged."""
     from pathlib import Path
 
     from hf_mpruner.architectures import parameters_after
     from hf_mpruner.record import Measurement, PruningRecord, Round
     from hf_mpruner.report import PruningReport
-    from hf_mpruner.surgery import apply_plan_
 
     before = Measurement(*parameters_after(model, {}))
-    apply_plan_(model, plan)
+    cut(plan)
     evidence: dict[str, Any] = plan.evidence
     round_ = Round(
         number=1,

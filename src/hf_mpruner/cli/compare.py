@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> Path:
     """Refuse what cannot work before anything is loaded."""
-    from hf_mpruner.artifacts import find_model_files
     from hf_mpruner.criteria import find_criterion
+    from hf_mpruner.storage import find_model_files
 
     from .arguments import read_training
 

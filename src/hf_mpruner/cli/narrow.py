@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     """Check what can be checked before weights and data are read; then measure or read the plan, narrow, and write."""
     _check_words(args)
 
-    from hf_mpruner.artifacts import check_output_dir, write_narrowed
+    from hf_mpruner.artifacts import write_narrowed
+    from hf_mpruner.storage import check_output_dir
 
     from .models import load_config
 

@@ -143,7 +143,7 @@ def _check(args: argparse.Namespace, config: PruningConfig) -> None:
             f"and --recovery_epochs {config.recovery_epochs} need {needed}."
         )
     if args.output_dir is not None:
-        from hf_mpruner.artifacts import check_output_dir
+        from hf_mpruner.storage import check_output_dir
 
         try:
             check_output_dir(args.output_dir, source=args.model, overwrite=args.overwrite)

@@ -111,7 +111,7 @@ def _check(args: argparse.Namespace) -> list[float]:
         if getattr(args, flag) < 1:
             raise UsageError(f"--{flag} {getattr(args, flag)} is below 1.")
     if args.output_dir is not None:
-        from hf_mpruner.artifacts import find_model_files
+        from hf_mpruner.storage import find_model_files
 
         folder = Path(args.output_dir).expanduser()
         if folder.exists() and not folder.is_dir():

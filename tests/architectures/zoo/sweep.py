@@ -226,7 +226,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    check: str = CHECK,
+    summary: Callable[[Sequence[Result]], str] = summarize,
+) -> int:
     """Run the command line; exit code 1 if a type is wrong, crashes or hangs."""
     args = make_parser().parse_args(arguments)
     if args.worker:
@@ -256,12 +261,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for result in known:
             _say(output, json.dumps(result, sort_keys=True, ensure_ascii=False))
     try:
-        results = done + sweep(left, jobs=args.jobs, timeout=args.timeout, seed=args.seed, report=report)
+        results = done + sweep(left, jobs=args.jobs, timeout=args.timeout, seed=args.seed, check=check, report=report)
     finally:
         bar.close()
         if output:
             output.close()
-    sys.stdout.write(summarize(results) + "\n")
+    sys.stdout.write(summary(results) + "\n")
     return int(any(result["status"] in BAD for result in results))
 
 
