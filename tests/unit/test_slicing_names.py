@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_mpruner import PruningPlan, apply_plan_, find_block_stacks, slice_checkpoint
 from hf_mpruner.errors import CheckpointError, MPrunerError, PlanMismatchError
-from hf_mpruner.slicing import NotByNamesError, cut
+from hf_mpruner.slicing import NotByNamesError, Slicing, cut
 from hf_mpruner.slicing.beside import choose_files
 from hf_mpruner.slicing.labels import LabelledTensor, Sources
 from hf_mpruner.slicing.recipe import Piece, StoredTensor
@@ -126,19 +126,27 @@ def test_stored_types_stay_and_load_to_the_same_bits(tmp_path):
     assert all(same_bits(loaded[name], tensor) for name, tensor in whole.state_dict().items())
 
 
-def test_a_pickled_checkpoint_is_cut(tmp_path):
-    model = make_bert(BertModel)
+@pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM])
+def test_a_pickled_checkpoint_is_cut(tmp_path, kind):
+    """Of tied tensors it holds both, in one storage."""
+    model = make_bert(kind)
     model.save_pretrained(tmp_path / "whole")
     torch.save(model.state_dict(), tmp_path / "whole" / "pytorch_model.bin")
     (tmp_path / "whole" / "model.safetensors").unlink()
-    check_same(*cut_both_ways(BertModel, tmp_path, plan_for(model))[:2])
+    check_same(*cut_both_ways(kind, tmp_path, plan_for(model))[:2])
 
 
 def test_files_beside_the_weights(tmp_path):
     model = make_bert(BertModel)
     whole = tmp_path / "whole"
     model.save_pretrained(whole, max_shard_size="6KB")
-    taken = {"tokenizer.json": "{}", "chat_template.jinja": "x", "LICENSE": "free", "1_Pooling/config.json": "{}"}
+    taken = {
+        "tokenizer.json": "{}",
+        "chat_template.jinja": "x",
+        "LICENSE": "free",
+        "modules.json": '[{"path": ""}, {"path": "1_Pooling"}]',
+        "1_Pooling/config.json": "{}",
+    }
     left = {
         "README.md": "of the larger one",
         "training_args.bin": "x",
@@ -169,6 +177,9 @@ def test_files_beside_the_weights(tmp_path):
         ("Tokenizer.MODEL", True),
         ("spiece.model", True),
         ("additional_chat_templates/tool.jinja", True),
+        ("qformer_tokenizer/vocab.txt", True),
+        ("tokenizer/model.safetensors", False),
+        ("data/train.json", False),
         ("config_sentence_transformers.json", True),
         ("Model.SafeTensors", False),
         ("consolidated.00.pth", False),
@@ -243,6 +254,24 @@ def test_files_that_are_not_those_of_the_cut_model_are_noticed(tmp_path, monkeyp
     with pytest.raises(MPrunerError, match="not that of the cut model"):
         slice_checkpoint(tmp_path / "whole", plan_for(model), tmp_path / "out", progress=False)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["whole"]
+
+
+class Writing(BertModel):
+    """Its code writes to a weight whenever the model is made, also to a loaded one (as ZAYA's router does)."""
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self.embeddings:
+            with torch.no_grad():
+                module.word_embeddings.weight[0] = 0.0
+
+
+def test_a_weight_that_loading_writes_to_is_no_stored_one(tmp_path):
+    model = make_bert(BertModel)
+    model.save_pretrained(tmp_path)
+    slicing = Slicing(tmp_path, model_class=Writing)
+    with pytest.raises(NotByNamesError, match=r"writes to 'embeddings\.word_embeddings\.weight'.*--in_memory"):
+        slicing.cut(plan_for(model))
 
 
 def test_labels_tell_equal_computations_from_others():

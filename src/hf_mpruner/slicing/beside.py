@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Weights in any form, and lists of them. Patterns are for a file's own name, in whatever case.
+# Weights in any form, lists of them, and data. Patterns are for a file's own name, in whatever case.
 _WEIGHTS = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -42,6 +42,11 @@ _WEIGHTS = (
     "*.mlmodel",
     "*.npz",
     "*.distcp",
+    "*.parquet",
+    "*.arrow",
+    "*.tar",
+    "*.tar.gz",
+    "*.zip",
 )
 # Of the folder itself: what is written anew, or is about the larger model.
 _AT_TOP = (
@@ -75,21 +80,8 @@ _OTHERS = (
     "*.tmp",
     "*.log",
 )
-_FOLDERS = (
-    "checkpoint-*",
-    "global_step*",
-    "runs",
-    "logs",
-    "wandb",
-    "plots",
-    "onnx",
-    "openvino*",
-    "coreml",
-    "original",
-    "gguf",
-    "tensorrt*",
-    "__pycache__",
-)
+# What a model is used with may lie in these; anything else may, beside a model on somebody's disk.
+_FOLDERS = ("*tokenizer*", "*processor*", "*extractor*", "*chat_templates*", "custom_generate", "licen[cs]e*")
 _MODULES = "modules.json"
 
 
@@ -117,7 +109,7 @@ def _is_chosen(name: str) -> bool:
     return not (
         hidden
         or (not folders and file in _AT_TOP)
-        or any(fnmatchcase(folder, pattern) for folder in folders for pattern in _FOLDERS)
+        or (folders and not any(fnmatchcase(folders[0], pattern) for pattern in _FOLDERS))
         or any(fnmatchcase(file, pattern) for pattern in (*_WEIGHTS, *_OTHERS))
     )
 
@@ -125,8 +117,9 @@ def _is_chosen(name: str) -> bool:
 def copy_beside(checkpoint: Checkpoint, folder: Path) -> list[str]:
     """Take tokenizer, processor, chat templates, licences and other files over, byte for byte.
 
-    Not taken over: weights in any form, what a training left, hidden files, README.md, files of an earlier pruning, and
-    files that hold a token of the Hub, which a warning names. What is written before stays.
+    Not taken over: weights in any form, data, what a training left, hidden files, README.md, files of an earlier pruning,
+    folders but those of tokenizers, processors, templates and the modules of sentence-transformers, and files that hold a
+    token of the Hub, which a warning names. What is written before stays.
 
     Args:
         checkpoint (`Checkpoint`): whose files; from the Hub, only those that are taken over are downloaded.

@@ -129,7 +129,11 @@ class TracedModel:
         if piece is None and source is not None:
             piece = Piece(source)
         if piece is None:
-            made_of = sorted(self.sources.names(number)) or ["nothing that is stored"]
+            made_of = sorted(self.sources.names(number))
+            if not made_of:
+                raise NotByNamesError(
+                    f"loading it into {type(self.model).__name__} writes to '{name}', so that it is not what is stored"
+                )
             raise NotByNamesError(
                 f"'{name}' is computed from {quoted(made_of)}, and no stored tensor is known to be the same"
             )
