@@ -84,6 +84,20 @@ def test_a_model_on_the_disk_is_measured_like_one_in_memory(analyze, world, tmp_
     assert PruningPlan.from_pretrained(tmp_path / "out").to_dict()["stacks"] == json.loads(plain.out)["plan"]["stacks"]
 
 
+def test_streaming_layers_gives_the_same_similarities(analyze, monkeypatch):
+    from hf_mpruner.cli import measure
+
+    streamed = []
+    whole = measure.measure_layer_by_layer
+    monkeypatch.setattr(
+        measure, "measure_layer_by_layer", lambda *args, **more: streamed.append(args[0]) or whole(*args, **more)
+    )
+    found = analyze("--format", "json", "--stream_layers")
+    assert matrix(found) == matrix(analyze("--format", "json"))
+    assert len(streamed) == 1
+    assert all(parameter.is_meta for parameter in streamed[0].parameters())
+
+
 def test_another_type_of_numbers(analyze):
     narrow, wide = (matrix(analyze("--format", "json", "--dtype", dtype)) for dtype in ("bfloat16", "float32"))
     assert narrow != wide
@@ -98,6 +112,8 @@ def test_another_type_of_numbers(analyze):
         (["--device_map", "xpu:7"], "there is no 'xpu:7' here. Devices: "),
         (["--device_map", '{"": "disk"'], "no JSON object"),
         (["--max_memory", "cpu=1GB"], "--max_memory says where parts of a model go, and needs device_map"),
+        (["--stream_layers", "--halves"], "and --halves looks at all layers of each batch. Leave out one of them"),
+        (["--stream_layers", "--rows", "tokens", "--token_groups", "batch"], "all tokens of a batch in one Gram matrix looks"),
         (["--device_map", "auto", "--max_memory", "cpu:1GB"], "--max_memory cpu:1GB: write DEVICE=SIZE"),
         (["--device_map", "auto", "--max_memory", "cpu=lots"], "'lots' is no size. Write e.g. 20GB or 500MB."),
         (["--device_map", "auto", "--max_memory", "99=1GB"], "--max_memory names 99, which is not here."),

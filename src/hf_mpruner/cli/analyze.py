@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .flags import COLUMNS, add_config_flags, add_data_flags, config_words, read_config
 from .output import add_format, align, command_line, say, show
 from .parser import UsageError, same_trust, same_words
-from .placement import add_placement_flags, check_alone_in_memory, is_placed, read_placement
+from .placement import add_placement_flags, check_alone_in_memory, check_streams, is_placed, read_placement
 from .processes import check_one_process, rank, sharing
 from .profile import Profile, add_flag
 
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.halves or not config.plans_by_threshold:
         what = "--halves" if args.halves else f"--criterion {config.criterion}"
         check_one_process(f"hf-mpruner analyze {what}")
+    check_streams(args, config)
     placement = read_placement(args)
     check_alone_in_memory(placement)
     with sharing("analyzing") as runtime:
@@ -77,7 +78,7 @@ def _analyze(
 
     from . import halves, scores
     from .loading import choose_columns, load_split, read_settings, take
-    from .measure import Rows, chosen_stacks, measure, suggest
+    from .measure import Rows, chosen_stacks, measure, measure_streaming, suggest
     from .models import load_config, load_for_analysis, load_processor
     from .processes import main_process_first
 
@@ -109,7 +110,8 @@ def _analyze(
         scored = scores.score(args.model, rows, config, stacks)
         profile.mark("measuring")
         return _show_scores(args, scored, unquantised(model), folder, parts, profile)
-    matrices = measure(rows, config, stacks, runtime)
+    streams = args.stream_layers
+    matrices = measure_streaming(rows, config, stacks) if streams else measure(rows, config, stacks, runtime)
     profile.mark("measuring")
     plan = suggest(args.model, model, matrices, stacks, config)
     choices = _choices(unquantised(model), matrices, stacks, config)

@@ -12,7 +12,7 @@ from hf_mpruner.architectures import BlockStack
 from hf_mpruner.clusters import LayerCluster, find_clusters
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.data import Columns, calibration_loader, draw_sample
-from hf_mpruner.features import measure_similarity
+from hf_mpruner.features import measure_layer_by_layer, measure_similarity
 from hf_mpruner.placement import measurable_stacks
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.runtime import Runtime
@@ -71,6 +71,11 @@ def measure(rows: Rows, config: PruningConfig, stacks: list[BlockStack], runtime
     return measure_similarity(
         rows.model, rows.batches(config), stacks, protocol=config.protocol, stop=config.stop, runtime=runtime
     )
+
+
+def measure_streaming(rows: Rows, config: PruningConfig, stacks: list[BlockStack]) -> Matrices:
+    """The same, one layer after the other for all of the sample."""
+    return measure_layer_by_layer(rows.model, rows.batches(config), stacks, protocol=config.protocol)
 
 
 def cluster(matrices: Matrices, config: PruningConfig, threshold: float) -> dict[str, list[LayerCluster]]:

@@ -11,6 +11,7 @@ from .parser import UsageError
 from .processes import check_one_process
 
 if TYPE_CHECKING:
+    from hf_mpruner.config import PruningConfig
     from hf_mpruner.placement import Placement
 
 # Written out, so that --help needs no torch; a test compares.
@@ -39,6 +40,12 @@ def add_placement_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", default="auto", help=f"of the weights: {', '.join(DTYPES)} (default: as saved)")
     group.add_argument("--quantization", choices=QUANTIZATIONS, help="load the blocks in so many bits (bitsandbytes)")
+    group.add_argument(
+        "--stream_layers",
+        action="store_true",
+        help="read each layer from the disk once and run all examples through it, instead of all layers for each batch; "
+        "without --device_map everything stays on the disk, and runs on the CPU",
+    )
 
 
 def read_placement(args: argparse.Namespace) -> Placement:
@@ -51,7 +58,7 @@ def read_placement(args: argparse.Namespace) -> Placement:
 
     try:
         return Placement(
-            device_map=_device_map(args.device_map),
+            device_map={"": "disk"} if args.stream_layers and not args.device_map else _device_map(args.device_map),
             max_memory=_max_memory(args.max_memory or ()),
             offload_folder=args.offload_folder,
             dtype=args.dtype,
@@ -59,6 +66,30 @@ def read_placement(args: argparse.Namespace) -> Placement:
         )
     except ValueError as error:
         raise UsageError(f"--{error}" if str(error).startswith(_FLAGS) else str(error)) from error
+
+
+def check_streams(args: argparse.Namespace, config: PruningConfig) -> None:
+    """Refuse `--stream_layers` for what needs the whole model for each batch.
+
+    Raises:
+        UsageError: saying what to leave out.
+    """
+    if not args.stream_layers:
+        return
+    from hf_mpruner.similarity import SimilarityProtocol
+
+    check_one_process("hf-mpruner analyze --stream_layers")
+    obstacles = {
+        "--halves": args.halves,
+        f"--criterion {config.criterion} with a number of layers": not config.plans_by_threshold,
+        "--similarity_error_rate": config.stop is not None,
+        "all tokens of a batch in one Gram matrix": SimilarityProtocol.named(config.protocol).is_pooled,
+    }
+    for what in (name for name, asked in obstacles.items() if asked):
+        raise UsageError(
+            f"--stream_layers runs all examples through one layer before it reads the next, and {what} looks at all layers of "
+            "each batch. Leave out one of them; --device_map auto alone measures models that do not fit, too."
+        )
 
 
 def check_alone_in_memory(placement: Placement) -> None:
@@ -76,7 +107,7 @@ def check_alone_in_memory(placement: Placement) -> None:
 
 def is_placed(args: argparse.Namespace) -> bool:
     """Whether the model was not loaded whole, as it was saved: nobody would train it the same way."""
-    return args.device_map is not None or args.quantization is not None
+    return args.device_map is not None or args.quantization is not None or args.stream_layers
 
 
 def _device_map(text: str | None) -> Any:

@@ -71,7 +71,7 @@ def measure_similarity(
         raise ValueError(
             f"max_samples={max_samples} is below 1. Pass the number of examples to measure, or None for all."
         )
-    recorders = [StackRecorder(model, stack, protocol) for stack in _measured_stacks(model, stacks)]
+    recorders = [StackRecorder(model, stack, protocol) for stack in measured_stacks(model, stacks)]
     device = input_device(model)
     runtime = runtime or SingleProcess()
     with runtime.together("measuring similarity"), ExitStack() as undo:
@@ -99,7 +99,8 @@ def measure_similarity(
     return matrices
 
 
-def _measured_stacks(model: nn.Module, stacks: Sequence[BlockStack] | None) -> Sequence[BlockStack]:
+def measured_stacks(model: nn.Module, stacks: Sequence[BlockStack] | None) -> Sequence[BlockStack]:
+    """Those that were passed, or all of a model's; it may be quantised."""
     if stacks is None:
         from hf_mpruner.placement import measurable_stacks
 
@@ -109,7 +110,7 @@ def _measured_stacks(model: nn.Module, stacks: Sequence[BlockStack] | None) -> S
     return stacks
 
 
-def _batches(
+def batches_of(
     model: nn.Module, loader: Iterable[Mapping[str, Any]], max_samples: int | None, show_progress: bool | None
 ) -> Iterator[dict[str, Tensor]]:
     """The tensors of each batch, cut after `max_samples` examples."""
@@ -161,7 +162,7 @@ def _own_batches(
         show_progress = False
     last: dict[str, Tensor] = {}
     seen = count = 0
-    for batch in _batches(model, loader if part is None else part.loader, max_samples, show_progress):
+    for batch in batches_of(model, loader if part is None else part.loader, max_samples, show_progress):
         mine = seen % world == rank if part is None else seen < part.own
         seen += 1
         if mine:

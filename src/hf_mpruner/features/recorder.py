@@ -39,7 +39,7 @@ class StackRecorder:
         for index, block in enumerate(self._blocks):
 
             def hook(module: nn.Module, args: object, output: object, index: int = index) -> None:
-                self._record(index, output)
+                self.record(index, output)
 
             undo.callback(block.register_forward_hook(hook).remove)
 
@@ -83,6 +83,13 @@ class StackRecorder:
         copy.load_state_dict(state)
         return copy
 
+    def add(self, other: StackRecorder) -> None:
+        """Add what another recorder of the same stack has seen of whole batches."""
+        self._accumulator.merge(other._accumulator)
+        self.num_seen += other.num_seen
+        self.num_skipped += other.num_skipped
+        self.most_rows = max(self.most_rows, other.most_rows)
+
     def merge(self, runtime: Runtime) -> None:
         """Add what the other processes have seen. Exact: sums are added."""
         counts = torch.tensor([self.num_seen, self.num_skipped], dtype=torch.float64)
@@ -115,7 +122,7 @@ class StackRecorder:
     def _unit(self) -> str:
         return "tokens" if self.protocol.rows == "tokens" else "examples"
 
-    def _record(self, index: int, output: object) -> None:
+    def record(self, index: int, output: object) -> None:
         """Reduce the output of block `index` to what the comparison needs."""
         name = f"{self.path}.{index}"
         hidden = hidden_states(output, name)

@@ -28,7 +28,7 @@ def input_device(model: nn.Module) -> torch.device:
         device(type='cpu')
     """
     for module in model.modules():
-        for hook in _hooks(module):
+        for hook in hooks_of(module):
             device = getattr(hook, "execution_device", None)
             if device is not None:
                 return torch.device(device)
@@ -70,10 +70,10 @@ def check_not_offloaded(model: nn.Module, doing: str, instead: str) -> None:
 
 def is_dispatched(model: nn.Module) -> bool:
     """Whether accelerate's hooks move a model's weights or its activations while it runs."""
-    return any(True for module in model.modules() for _ in _hooks(module))
+    return any(True for module in model.modules() for _ in hooks_of(module))
 
 
-def _hooks(module: nn.Module) -> Iterator[Any]:
+def hooks_of(module: nn.Module) -> Iterator[Any]:
     """Accelerate's hooks on one module; it keeps them in an attribute of that name, and chains in `hooks`."""
     hook = getattr(module, "_hf_hook", None)
     if hook is not None:
