@@ -52,7 +52,7 @@ class Passes:
             undo.callback(_put_back, block, vars(block).get("forward"))
             block.forward = self._stop_in(block)
 
-    def start(self, batch: Mapping[str, Tensor]) -> Pass:
+    def start(self, batch: Mapping[str, Any]) -> Pass:
         """Run the model on a batch up to its first block.
 
         Args:

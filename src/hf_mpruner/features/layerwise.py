@@ -132,7 +132,8 @@ def _side_by_side(
         for batch, own in zip(batches, recorders, strict=True):
             for recorder in own:
                 recorder.begin(padding_mask(model, recorder.path, batch))
-            passes.append(running.start({**{name: one.to(device) for name, one in batch.items()}, **options}))
+            given: dict[str, Any] = {name: one.to(device) for name, one in batch.items()}
+            passes.append(running.start({**given, **options}))
         while waiting := [number for number, one in enumerate(passes) if one.call is not None]:
             hold.release()
             if watch is not None:
