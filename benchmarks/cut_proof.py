@@ -12,6 +12,7 @@ import time
 import tracemalloc
 
 import torch
+from measure import Results
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
@@ -53,15 +54,18 @@ def measure(model_type: str, runs: int) -> tuple[int, int, float, float, float]:
 
 def main() -> None:
     """Print one line a model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="TYPE")
     parser.add_argument("--runs", type=int, default=3)
-    args = parser.parse_args()
+    results = Results(__doc__, parser)
     transformers_logging.set_verbosity(logging.CRITICAL)
-    print(f"{'model type':<14} {'layers':>6} {'parameters':>15} {'find, s':>8} {'prove, s':>8} {'peak, MB':>8}")
-    for model_type in args.models:
-        depth, parameters, find, prove, peak = measure(model_type, args.runs)
-        print(f"{model_type:<14} {depth:>6} {parameters:>15,} {find:>8.2f} {prove:>8.2f} {peak:>8.1f}")
+    columns = ("layers", "parameters", "find, s", "prove, s", "peak, MB")
+    rows = [
+        {"model type": name, **dict(zip(columns, measure(name, results.args.runs), strict=True))}
+        for name in results.args.models
+    ]
+    results.table("on the meta device", rows)
+    results.finish()
 
 
 if __name__ == "__main__":

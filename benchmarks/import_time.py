@@ -9,10 +9,12 @@ machine slows both. The first interpreter is thrown away: it fills the file cach
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import time
+from statistics import median
+
+from measure import Results, ratio
 
 PAIRS = {
     "import hf_mpruner": ("import transformers", "import hf_mpruner"),
@@ -71,19 +73,23 @@ def measure_first_byte(*words: str, runs: int) -> list[float]:
 
 def main() -> None:
     """Print a row a pair: the median of the base, the median and the largest of what is added; then a row a command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=7, help="interpreters a pair")
-    runs = parser.parse_args().runs
-    print(f"{'added':<20} {'after':<36} {'base s':>8} {'added s':>8} {'max s':>8}")
+    results = Results(__doc__, parser)
+    runs, rows = results.args.runs, []
     for name, (first, second) in PAIRS.items():
-        pairs = measure_pair(first, second, runs)
-        base = statistics.median(pair[0] for pair in pairs)
-        added = [pair[1] for pair in pairs]
-        print(f"{name:<20} {first:<36} {base:8.3f} {statistics.median(added):8.3f} {max(added):8.3f}")
+        base, added = zip(*measure_pair(first, second, runs), strict=True)
+        rows.append(
+            {"added": name, "after": first, "base s": median(base), "added s": median(added), "max s": max(added)}
+        )
+        results.ratio(f"{name}, added to {first}", ratio(added, base))
+    results.table("imports", rows)
+    rows = []
     for words in (["--help"], ["prune", "--help"]):
         seconds = measure_first_byte(*words, runs=runs)
-        shown = " ".join(["hf-mpruner", *words])
-        print(f"{shown:<24} {'(to first byte)':<32} {'':>8} {statistics.median(seconds):8.3f} {max(seconds):8.3f}")
+        rows.append({"command": " ".join(["hf-mpruner", *words]), "s": median(seconds), "max s": max(seconds)})
+    results.table("to the first byte", rows)
+    results.finish()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ alone for a quarter of `--wide` neurons, its matrix product included.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
+from statistics import median
 
 import torch
+from measure import Results, in_turn, ratio, timed
 
 from hf_mpruner.similarity import linear_cka
 from hf_mpruner.width import greedy_cka_order
@@ -45,43 +43,35 @@ def drawn(samples: int, neurons: int, seed: int) -> torch.Tensor:
     return (x @ weight).relu().double()
 
 
-def seconds(work: Callable[[], Any], runs: int) -> float:
-    """Median seconds of `runs` calls."""
-    took = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - started)
-    return statistics.median(took)
-
-
 def main() -> int:
     """Print both times and their ratio; 1 if the orders differ."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--neurons", type=int, default=128)
     parser.add_argument("--removals", type=int, help="default: a fifth of the neurons")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--wide", type=int, default=4096)
     parser.add_argument("--runs", type=int, default=5, help="of the closed form; the search runs once")
-    args = parser.parse_args()
+    results = Results(__doc__, parser)
+    args = results.args
     removals = args.removals or args.neurons // 5
 
     x = drawn(args.samples, args.neurons, 0)
-    started = time.perf_counter()
-    searched = search(x, removals)
-    slow = time.perf_counter() - started
-    fast = seconds(lambda: greedy_cka_order(x, removals), args.runs)
+    slow, _, searched = timed(lambda: search(x, removals))
+    fast = in_turn({"closed form": lambda: greedy_cka_order(x, removals)}, args.runs)["closed form"].wall
     same = searched == greedy_cka_order(x, removals)[0].tolist()
-    print(f"{removals} of {args.neurons} neurons, {args.samples} samples, {torch.get_num_threads()} threads")
-    print(f"   search       {slow:10.3f} s")
-    print(
-        f"   closed form  {fast:10.5f} s   {slow / fast:,.0f} times faster, {'the same order' if same else 'ANOTHER ORDER'}"
-    )
-
     wide = drawn(2 * args.wide, args.wide, 1)
-    took = seconds(lambda: greedy_cka_order(wide, args.wide // 4), 1)
-    print(f"{args.wide // 4} of {args.wide} neurons, {len(wide)} samples")
-    print(f"   closed form  {took:10.3f} s")
+    took, _, _ = timed(lambda: greedy_cka_order(wide, args.wide // 4))
+    rows = [
+        {"way": "search", "removed": removals, "of": args.neurons, "samples": args.samples, "s": slow},
+        {"way": "closed form", "removed": removals, "of": args.neurons, "samples": args.samples, "s": median(fast)},
+        {"way": "closed form", "removed": args.wide // 4, "of": args.wide, "samples": len(wide), "s": took},
+    ]
+    results.table("greedy removal of neurons", rows)
+    results.ratio(
+        "search / closed form", ratio([slow] * len(fast), fast), at_least=1000 if args.neurons >= 128 else None
+    )
+    results.note("the same order" if same else "ANOTHER ORDER")
+    results.finish()
     return 0 if same else 1
 
 

@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from measure import Results, ratio, timed
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_mpruner.snapshot import Snapshot
 
+NAIVE = "deep copy"
 KEPT = (0, 1, 2, 4, 5, 7, 8, 10)
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that `work` took, and what it returned."""
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
 
 
 def tensor_bytes(value: Any) -> int:
@@ -41,8 +35,8 @@ def tensor_bytes(value: Any) -> int:
 
 def naive(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float, float]:
     """Bytes, seconds to copy, seconds to load back."""
-    took, kept = timed(lambda: copy.deepcopy((model.state_dict(), optimizer.state_dict())))
-    back, _ = timed(lambda: (model.load_state_dict(kept[0]), optimizer.load_state_dict(kept[1])))
+    took, _, kept = timed(lambda: copy.deepcopy((model.state_dict(), optimizer.state_dict())))
+    back, _, _ = timed(lambda: (model.load_state_dict(kept[0]), optimizer.load_state_dict(kept[1])))
     return tensor_bytes(kept), took, back
 
 
@@ -50,8 +44,8 @@ def ours(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, removed: list[Any], where: Any, folder: Path
 ) -> tuple[int, float, float]:
     """Bytes, seconds to take, seconds to restore."""
-    took, kept = timed(lambda: Snapshot.take(model, optimizer, removed=removed, where=where, directory=folder))
-    back, _ = timed(kept.restore)
+    took, _, kept = timed(lambda: Snapshot.take(model, optimizer, removed=removed, where=where, directory=folder))
+    back, _, _ = timed(kept.restore)
     size = kept.num_bytes
     kept.release()
     return size, took, back
@@ -59,10 +53,11 @@ def ours(
 
 def main() -> None:
     """Print a line for each way, with its ratio to the naive one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12)
-    args = parser.parse_args()
+    results = Results(__doc__, parser)
+    args = results.args
     model = BertForSequenceClassification(BertConfig(num_hidden_layers=args.layers))
     optimizer = torch.optim.AdamW(model.parameters())
     for param in model.parameters():
@@ -72,22 +67,23 @@ def main() -> None:
     layers = model.bert.encoder.layer
     removed = [p for i, layer in enumerate(layers) if i not in KEPT for p in layer.parameters()]
     with tempfile.TemporaryDirectory() as folder:
-        ways: dict[str, Callable[[], tuple[int, float, float]]] = {"deep copy": lambda: naive(model, optimizer)}
+        ways: dict[str, Callable[[], tuple[int, float, float]]] = {NAIVE: lambda: naive(model, optimizer)}
         for where in ("cpu", "device", "disk"):
             ways[where] = lambda where=where: ours(model, optimizer, removed, where, Path(folder))
         measured: dict[str, list[tuple[int, float, float]]] = {name: [] for name in ways}
         for _ in range(args.runs):  # in turn, so that a busy machine slows all of them
             for name, way in ways.items():
                 measured[name].append(way())
-    print(f"{'':<10} {'MB':>7} {'ratio':>6} {'take, s':>8} {'ratio':>6} {'restore, s':>10} {'ratio':>6}")
-    base: tuple[float, ...] | None = None
-    for name, rows in measured.items():
-        size, take, back = (statistics.median(column) for column in zip(*rows, strict=True))
-        base = base or (size, take, back)
-        ratios = size / base[0], take / base[1], back / base[2]
-        print(
-            f"{name:<10} {size / 1e6:>7.0f} {ratios[0]:>6.2f} {take:>8.2f} {ratios[1]:>6.2f} {back:>10.2f} {ratios[2]:>6.2f}"
-        )
+    columns = {name: list(zip(*rows, strict=True)) for name, rows in measured.items()}
+    rows = [
+        {"way": name, "MB": median(size) / 1e6, "take, s": median(take), "restore, s": median(back)}
+        for name, (size, take, back) in columns.items()
+    ]
+    results.table(f"{len(removed)} of {len(list(model.parameters()))} parameters are in deleted layers", rows)
+    for name in ("cpu", "device", "disk"):
+        for i, part in enumerate(("bytes", "take", "restore")):
+            results.ratio(f"{name}: {part} / {NAIVE}", ratio(columns[name][i], columns[NAIVE][i]))
+    results.finish()
 
 
 if __name__ == "__main__":

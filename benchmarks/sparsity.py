@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
+from statistics import median
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from measure import Results, in_turn, ratio
+from models import add_size, bert_config
+from transformers import BertForSequenceClassification
 
 from hf_mpruner import sparsify_
 
@@ -22,39 +23,30 @@ KINDS = {"unstructured": "unstructured", "2:4": "2:4"}
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=64)
+    parser = argparse.ArgumentParser()
+    add_size(parser, batch=8, length=64)
     parser.add_argument("--samples", type=int, default=32, help="examples of calibration")
     parser.add_argument("--repeats", type=int, default=9)
-    args = parser.parse_args()
+    results = Results(__doc__, parser)
+    args = results.args
     torch.manual_seed(0)
-    config = BertConfig(
-        num_hidden_layers=args.layers, hidden_size=args.hidden, intermediate_size=4 * args.hidden,
-        num_attention_heads=max(1, args.hidden // 64), vocab_size=1000,
-    )  # fmt: skip
+    config = bert_config(args)
+    config.vocab_size = 1000
     models = {"dense": BertForSequenceClassification(config).eval()}
     rows = torch.randint(1000, (args.samples, args.length))
     batches = [{"input_ids": part} for part in rows.split(args.batch)]
-    print(f"{'pattern':14}{'sparsity':>9}{'passes':>8}{'seconds':>9}")
+    table = []
     for name, pattern in KINDS.items():
         models[name] = copy.deepcopy(models["dense"])
         report = sparsify_(models[name], 0.5, pattern=pattern, calibration=batches, num_samples=args.samples)
-        print(f"{name:14}{report.sparsity:9.4f}{report.passes:8.2f}{report.seconds:9.1f}")
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    with torch.no_grad():
-        for repeat in range(args.repeats + 1):
-            for name, model in models.items():
-                started = time.perf_counter()
-                model(**batches[0])
-                if repeat:  # the first warms up
-                    seconds[name].append(time.perf_counter() - started)
-    print(f"\n{'forward pass':14}{'ms':>9}{'of dense':>10}")
-    dense = statistics.median(seconds["dense"])
-    for name, values in seconds.items():
-        print(f"{name:14}{1000 * statistics.median(values):9.1f}{statistics.median(values) / dense:10.3f}")
+        table.append({"pattern": name, "sparsity": report.sparsity, "passes": report.passes, "s": report.seconds})
+    results.table("sparsify_", table)
+    sides = {name: torch.no_grad()(lambda m=model: m(**batches[0])) for name, model in models.items()}
+    times = in_turn(sides, args.repeats)
+    results.table("a forward pass", [{"model": name, "ms": 1e3 * median(t.wall)} for name, t in times.items()])
+    for name in KINDS:
+        results.ratio(f"{name} / dense, a forward pass", ratio(times[name], times["dense"]))
+    results.finish()
 
 
 if __name__ == "__main__":

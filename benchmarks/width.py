@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 import tempfile
-import time
 from pathlib import Path
+from statistics import median
 
 import torch
-from transformers import BertConfig, BertModel
+from measure import Results, in_turn, ratio
+from models import add_size, batches_of, bert
+from transformers import BertModel
 from transformers.utils import logging as transformers_logging
 
 from hf_mpruner import prune_width_
@@ -36,28 +37,6 @@ def size_on_disk(model: BertModel) -> int:
         return sum(file.stat().st_size for file in Path(folder).iterdir())
 
 
-def time_in_turn(models: list[BertModel], inputs: dict[str, torch.Tensor], runs: int) -> list[float]:
-    """Median seconds of a forward pass of each model.
-
-    Args:
-        models (list of `BertModel`): run one after another, so that what else the machine does hits all alike.
-        inputs (`dict`): arguments of their forward.
-        runs (`int`): how often each.
-
-    Returns:
-        `list[float]`.
-    """
-    seconds: list[list[float]] = [[] for _ in models]
-    with torch.no_grad():
-        for run in range(runs + 2):
-            for model, taken in zip(models, seconds, strict=True):
-                started = time.perf_counter()
-                model(**inputs)
-                if run >= 2:
-                    taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in seconds]
-
-
 def linear_work(model: BertModel, length: int) -> int:
     """Multiplications of all projections and of attention for one example.
 
@@ -74,40 +53,32 @@ def linear_work(model: BertModel, length: int) -> int:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
+    add_size(parser, batch=8)
     parser.add_argument("--fraction", type=float, nargs="+", default=[0.25, 0.5, 0.75])
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
+    results = Results(__doc__, parser)
+    args = results.args
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=args.hidden,
-        intermediate_size=4 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(1, args.hidden // 64),
-    )
-    whole = BertModel(config).eval()
-    inputs = {"input_ids": torch.randint(config.vocab_size, (args.batch, args.length))}
-    models = [whole]
+    whole = bert(args)
+    inputs = {"input_ids": batches_of(args, 1)[0]["input_ids"]}
+    models = {0.0: whole}
     for fraction in args.fraction:
-        models.append(copy.deepcopy(whole))
-        prune_width_(models[-1], fraction, criterion="l1", multiple_of=8)
-    seconds = time_in_turn(models, inputs, args.runs)
-    work = [linear_work(model, args.length) for model in models]
-    print(f"batch {args.batch}, {args.length} tokens, {args.threads} threads, medians of {args.runs} passes in turn")
-    print(f"{'neurons':>8} {'parameters':>12} {'bytes saved':>12} {'latency, ms':>12} {'ratio':>6} {'floor':>6}")
-    for model, taken, left in zip(models, seconds, work, strict=True):
-        number = sum(parameter.numel() for parameter in model.parameters())
-        print(
-            f"{model.config.intermediate_size:>8} {number:>12,} {size_on_disk(model):>12,} {1000 * taken:>12.1f} "
-            f"{taken / seconds[0]:>6.3f} {left / work[0]:>6.3f}"
-        )
+        models[fraction] = copy.deepcopy(whole)
+        prune_width_(models[fraction], fraction, criterion="l1", multiple_of=8)
+    times = in_turn({str(f): torch.no_grad()(lambda m=model: m(**inputs)) for f, model in models.items()}, args.runs)
+    rows = []
+    for fraction, model in models.items():
+        rows.append({
+            "neurons": model.config.intermediate_size, "parameters": sum(p.numel() for p in model.parameters()),
+            "bytes saved": size_on_disk(model), "latency, ms": 1e3 * median(times[str(fraction)].wall),
+            "floor": linear_work(model, args.length) / linear_work(whole, args.length),
+        })  # fmt: skip
+        if fraction:
+            name = f"without {fraction:.0%} of the neurons / whole, a forward pass"
+            results.ratio(name, ratio(times[str(fraction)], times["0.0"]))
+    results.table("a narrowed encoder", rows)
+    results.finish()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""What the analysis holds beside the model: against the length of sequences and the number of examples.
+
+Run: `python benchmarks/memory.py`. For the default protocol and every combination of two lengths and two numbers of batches:
+
+- `hooks, MB`: the most bytes of tensors that our hooks and the accumulator made and held at one time;
+- `kept, MB`: bytes of them that are left when the last batch is done;
+- `resident, MB`: how much higher the process's peak resident memory was than in a process that ran the plain forward pass
+  of the same batches (both measured from after a warm-up on one short batch). Pages of the allocator make it coarse.
+
+Features of all blocks, kept for a comparison at the end, are the last column: what grows with both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measure import Ratio, Results
+from models import add_size, batches_of, bert, bert_stack
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hf_mpruner.features import measure_similarity
+from hf_mpruner.features.recorder import StackRecorder
+
+
+class Held(TorchDispatchMode):
+    """Bytes of the tensors made under it that still live, and the most there ever were; storages count once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count what it made."""
+        given = {x.untyped_storage().data_ptr() for x in args if torch.is_tensor(x)}
+        made = func(*args, **(kwargs or {}))
+        for x in filter(torch.is_tensor, made if isinstance(made, list | tuple) else [made]):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in given and storage.nbytes():
+                self._sizes[id(x)] = storage.nbytes()
+                weakref.finalize(x, self._sizes.pop, id(x), None)
+        self.most = max(self.most, self.now)
+        return made
+
+    @property
+    def now(self) -> int:
+        """Bytes that live."""
+        return sum(self._sizes.values())
+
+
+def watch_hooks() -> Held:
+    """Count inside the hooks and the comparison of layers only."""
+    held = Held()
+
+    def wrap(method: Callable[..., None]) -> Callable[..., None]:
+        def watched(*args: object) -> None:
+            with held:
+                method(*args)
+
+        return watched
+
+    for name in ("_record", "end"):
+        setattr(StackRecorder, name, wrap(getattr(StackRecorder, name)))
+    return held
+
+
+def peak() -> int:
+    """The process's largest resident memory so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def work(args: argparse.Namespace) -> dict[str, int]:
+    """One way in this process: `plain`, `ours`, or `watched` (ours, with every operation counted)."""
+    model, stacks = bert(args), [bert_stack(args.layers)]
+    short = batches_of(argparse.Namespace(**{**vars(args), "batch": 4, "length": 8}), 1)
+    measure_similarity(model, short, stacks, show_progress=False)
+    held = watch_hooks() if args.way == "watched" else None
+    before = peak()
+    if args.way == "plain":
+        with torch.no_grad():
+            for batch in batches_of(args, args.batches):
+                model(**batch)
+    else:
+        measure_similarity(model, batches_of(args, args.batches), stacks, show_progress=False)
+    return {"resident": peak() - before, "most": held.most if held else 0, "left": held.now if held else 0}
+
+
+def main() -> None:
+    """Run a process for every cell and print them."""
+    parser = argparse.ArgumentParser()
+    add_size(parser, layers=6, batch=16)
+    parser.add_argument("--lengths", type=int, nargs=2, default=[64, 256])
+    parser.add_argument("--num_batches", type=int, nargs=2, default=[2, 6])
+    parser.add_argument("--batches", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    results = Results(__doc__, parser)
+    args = results.args
+    if args.way:
+        print(json.dumps(work(args)))
+        return
+    rows, most = [], {}
+    for length in args.lengths:
+        for count in args.num_batches:
+            cell = ["--layers", args.layers, "--hidden", args.hidden, "--batch", args.batch, "--length", length]
+            cell += ["--batches", count, "--threads", torch.get_num_threads()]
+            found = {}
+            for way in ("plain", "ours", "watched"):
+                command = [sys.executable, __file__, *map(str, cell), "--way", way]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                found[way] = json.loads(done.stdout.splitlines()[-1])
+            most[length, count] = found["watched"]["most"]
+            rows.append({
+                "tokens": length, "examples": count * args.batch,
+                "hooks, MB": found["watched"]["most"] / 1e6, "kept, MB": found["watched"]["left"] / 1e6,
+                "resident, MB": (found["ours"]["resident"] - found["plain"]["resident"]) / 1e6,
+                "all features, MB": args.layers * args.batch * count * length * args.hidden * 4 / 1e6,
+            })  # fmt: skip
+    results.table("default protocol, beside the model and its forward pass", rows)
+    (short, long), (few, many) = args.lengths, args.num_batches
+    for name, a, b in (
+        (f"hooks' memory at {long} tokens / at {short}", (long, many), (short, many)),
+        (f"hooks' memory with {many} batches / with {few}", (long, many), (long, few)),
+    ):
+        value = most[a] / most[b]
+        results.ratio(name, Ratio(value, value, value), at_most=1.05)
+    results.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
