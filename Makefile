@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: style quality test test-all docs-check zoo slices model_cards notebook help
+.PHONY: style quality test test-all docs-check zoo slices model_cards notebook benchmarks help
 
 style:  ## rewrite: sorted imports, one format
 	$(PYTHON) -m ruff check --fix .
@@ -34,6 +34,9 @@ model_cards:  ## train and prune the small models of the examples again, and mod
 
 notebook:  ## run examples/pruning_tour.ipynb and keep what it shows
 	PYTHONPATH=src $(PYTHON) reproduce/notebook.py
+
+benchmarks:  ## time everything against what one would use instead, and benchmarks/results/ (under 20 minutes on two idle cores)
+	PYTHONPATH=src $(PYTHON) benchmarks/run.py
 
 help:  ## this list
 	@sed -n 's/^\([a-z_-]*\):  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14

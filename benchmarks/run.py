@@ -59,7 +59,7 @@ def run(name: str, words: list[str], folder: Path, limit: float) -> str | None:
 def page(folder: Path) -> str:
     """The results of a folder in Markdown: all ratios first, then each benchmark's tables."""
     found = {name: folder / f"{name}.json" for name in BENCHMARKS}
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in found.values() if path.is_file()]
+    results = [read(path) for path in found.values() if path.is_file()]
     lines = [
         "# Results of the benchmarks",
         "",
@@ -81,6 +81,20 @@ def page(folder: Path) -> str:
             lines += [f"{table['title']}:", "", *markdown(table["rows"]), ""]
         lines += [f"- {note}" for note in result["notes"]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def read(file: Path) -> dict[str, Any]:
+    """One result.
+
+    Raises:
+        ValueError: if the file is no JSON.
+    """
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is no result of a benchmark ({error}). Delete it, or run that benchmark again."
+        ) from None
 
 
 def machine_line(result: Mapping[str, Any]) -> str:
@@ -105,6 +119,7 @@ def main() -> int:
     there = [name for name in BENCHMARKS if (HERE / f"{name}.py").is_file()]
     parser.add_argument("--only", nargs="+", choices=there, default=there, metavar="NAME", help=", ".join(there))
     parser.add_argument("--words", default="", help="further flags for each of them, in one string")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="an interpreter that has mergekit, for `slicing`")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
     parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="for one benchmark")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page from what is there")
@@ -113,7 +128,8 @@ def main() -> int:
     failed, started = {}, time.perf_counter()
     for name in [] if args.page else args.only:
         print(f"\n=== {name}", flush=True)
-        reason = run(name, [*BENCHMARKS[name], *args.words.split()], args.results, args.limit)
+        words = ["--mergekit", args.mergekit] if name == "slicing" and args.mergekit else []
+        reason = run(name, [*BENCHMARKS[name], *words, *args.words.split()], args.results, args.limit)
         failed |= {name: reason} if reason else {}
     (args.results / "README.md").write_text(page(args.results), encoding="utf-8")
     print(f"\n{time.perf_counter() - started:.0f} s. The page: {args.results / 'README.md'}")

@@ -1,6 +1,6 @@
 """Seconds and memory to write a checkpoint with fewer layers: sliced on disk, copied, by a model in memory, by mergekit.
 
-Run: `python benchmarks/slicing.py [--gb 6] [--mergekit PYTHON] [--output FILE]`. PYTHON is an interpreter that has
+Run: `python benchmarks/slicing.py [--gb 6] [--mergekit PYTHON] [--json FILE]`. PYTHON is an interpreter that has
 mergekit, in an environment of its own, since it needs older versions: `pip install mergekit "transformers<5"`.
 
 A Llama-like checkpoint of random bfloat16 weights in shards of `--shard_gb` is written without holding it in memory.
@@ -26,7 +26,6 @@ import filecmp
 import json
 import math
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -44,24 +43,25 @@ BLOCK = 16 * 2**20
 
 def main() -> None:
     """Print a line for each way, with ratios to the plain copy."""
-    args = parse()
-    if args.way:
+    parser = make_parser()
+    if "--way" in sys.argv:
+        args = parser.parse_args()
         print(json.dumps(work(args.way, json.loads(args.spec))))
         return
-    folder = Path(tempfile.mkdtemp(prefix="slicing-", dir=args.folder))
+    from measure import Results  # not in the children: mergekit's interpreter may lack what it needs
+
+    results = Results(__doc__, parser)
+    folder = Path(tempfile.mkdtemp(prefix="slicing-", dir=results.args.folder))
     try:
-        result = measure(args, folder)
+        measure(results, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(table(result))
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    results.finish()
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = argparse.ArgumentParser()
     parser.add_argument("--gb", type=float, default=6.0, help="size of the checkpoint in GB (10^9 bytes), at least")
     parser.add_argument("--shard_gb", type=float, default=2.0, help="size of its files in GB, at most")
     parser.add_argument("--hidden", type=int, default=3072, help="hidden size; the number of layers follows from --gb")
@@ -72,19 +72,19 @@ def parse() -> argparse.Namespace:
         "--mergekit", metavar="PYTHON", help="an interpreter that has mergekit; without it, it is left out"
     )
     parser.add_argument("--folder", type=Path, help="where to make the temporary folder; it takes about 3 times --gb")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write all figures, machine and versions as JSON")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--spec", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
 
 
 # -- the parent: a checkpoint, and each way in turn ----------------------------------------------------------------------
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All figures: setting, machine, versions, and for each way the runs and their medians."""
-    from hf_mpruner.environment import describe_device, library_versions
+def measure(results: Any, folder: Path) -> None:
+    """Run each way in turn; medians and ratios go to `results`."""
+    from measure import Ratio, ratio
 
+    args = results.args
     layers = write_checkpoint(folder / "source", args)
     removed = list(range(layers - 1 - max(1, layers // 4), layers - 1))
     source_bytes = size_of(folder / "source")
@@ -114,45 +114,28 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         way: {key: statistics.median(row[key] for row in found) for key in ("seconds", "flush", "peak_bytes")}
         for way, found in rows.items()
     }
-    return {
-        "benchmark": "slicing",
-        "setting": {
-            "source_bytes": source_bytes,
-            "kept_bytes": size_of(folder / "files"),
-            "layers": layers,
-            "removed": removed,
-            "hidden": args.hidden,
-            "shard_gb": args.shard_gb,
-            "runs": args.runs,
-            "page_cache": "cold" if args.cold else "warm",
-        },
-        "machine": {
-            "device": describe_device("cpu"),
-            "cores": os.cpu_count(),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "system": platform.platform(),
-        },
-        "versions": library_versions()
-        | {"mergekit": next((row["version"] for row in rows.get("mergekit", [])), None)},
-        "runs": rows,
-        "medians": medians,
-        "ratios_to_copy": {way: found["seconds"] / medians["copy"]["seconds"] for way, found in medians.items()},
-    }
-
-
-def table(result: dict[str, Any]) -> str:
-    """The figures for reading."""
-    setting, machine = result["setting"], result["machine"]
-    lines = [
-        f"{setting['kept_bytes'] / 1e9:.2f} of {setting['source_bytes'] / 1e9:.2f} GB kept, page cache "
-        f"{setting['page_cache']}, median of {setting['runs']} runs, {machine['device']}, {machine['cores']} cores",
-        f"{'way':<16} {'seconds':>8} {'of it flush':>12} {'to copy':>8} {'peak MB above imports':>22}",
-    ]
-    for way, found in result["medians"].items():
-        ratio = result["ratios_to_copy"][way]
-        peak = found["peak_bytes"] / 1e6
-        lines.append(f"{way:<16} {found['seconds']:>8.2f} {found['flush']:>12.2f} {ratio:>8.2f} {peak:>22.0f}")
-    return "\n".join(lines)
+    if "mergekit" in rows:
+        results.add_versions(mergekit=rows["mergekit"][0]["version"])
+    kept_bytes, state = size_of(folder / "files"), "cold" if args.cold else "warm"
+    results.table(
+        f"{kept_bytes / 1e9:.2f} of {source_bytes / 1e9:.2f} GB kept, {layers - len(removed)} of {layers} layers, page cache {state}",
+        [
+            {
+                "way": way,
+                "s": found["seconds"],
+                "of it flush": found["flush"],
+                "peak MB above imports": found["peak_bytes"] / 1e6,
+            }
+            for way, found in medians.items()
+        ],
+    )
+    seconds = {way: [row["seconds"] for row in found] for way, found in rows.items()}
+    results.ratio("slice / copy of the kept bytes", ratio(seconds["slice"], seconds["copy"]), at_most=1.2)
+    for way in ("load, cut, save", "mergekit"):
+        if way in seconds:
+            results.ratio(f"slice / {way}", ratio(seconds["slice"], seconds[way]), at_most=1.0)
+    peak = medians["slice"]["peak_bytes"] / 1e6
+    results.ratio("slice: peak MB above the imports", Ratio(peak, peak, peak), at_most=400)
 
 
 def write_checkpoint(folder: Path, args: argparse.Namespace) -> int:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
 SMALL = {
-    "benchmarks/analysis_overhead.py": "--layers 2 --hidden 64 --batch 8 --length 8 --batches 1 --repeats 1 --threads 1",
+    "benchmarks/analysis_overhead.py": "--layers 2 --hidden 64 --batch 8 --length 8 --repeats 1 --repeats_others 1 --threads 1",
+    "benchmarks/cut.py": "--layers 2 --hidden 64 --runs 1",
     "benchmarks/cut_proof.py": "--models bert --runs 1",
+    "benchmarks/floor.py": "--layers 2 --hidden 64 --batch 4 --length 8 --depths 2 --side 64 --megabytes 1 --repeats 1",
+    "benchmarks/growth.py": "--protocols default --curves batches --divide 8 --repeats 1",
     "benchmarks/import_time.py": "--runs 1",
+    "benchmarks/latency.py": "--layers 2 --hidden 64 --batches 2 --length 8 --repeats 1",
+    "benchmarks/memory.py": "--layers 2 --hidden 64 --batch 4 --lengths 8 16 --num_batches 1 2",
     "benchmarks/neuron_cka.py": "--neurons 16 --samples 32 --wide 64 --runs 1",
     "benchmarks/slicing.py": "--gb 0.01 --shard_gb 0.004 --hidden 128 --vocab 400 --runs 1",
     "benchmarks/snapshot.py": "--layers 2 --runs 1",
     "benchmarks/sparsity.py": "--layers 2 --hidden 64 --batch 4 --length 8 --samples 8 --repeats 1",
+    "benchmarks/two_processes.py": "--layers 2 --hidden 64 --batch 4 --length 8 --num_batches 2 --runs 1",
     "benchmarks/width.py": "--layers 2 --hidden 64 --batch 2 --length 8 --runs 1 --fraction 0.5",
 }
+SHARED = {"measure.py", "models.py", "run.py"}
 
 PAPERS = {
     "reproduce/higgins.py": "--seeds 2 --hidden 16 --rounds 3 --epochs 2",
@@ -43,12 +53,79 @@ def run(script: str, *words: object, codes: tuple[int, ...] = (0,)) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SMALL)
-def test_a_benchmark_prints_figures(script: str) -> None:
-    assert any(character.isdigit() for character in run(script, *SMALL[script].split()))
+def test_a_benchmark_prints_figures_and_writes_them(script: str, tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    printed = run(script, *SMALL[script].split(), "--json", file)
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert figures["ratios"] or figures["tables"]
+    assert all(f"{ratio['name']}: " in printed for ratio in figures["ratios"])
+    assert {"processor", "cores", "memory_gb", "device"} <= set(figures["machine"])
+    assert "torch" in figures["versions"]
 
 
-def test_every_benchmark_is_run_here() -> None:
-    assert set(SMALL) == {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
+def test_every_benchmark_is_run_here_by_one_command_and_named_on_the_page() -> None:
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - SHARED
+    assert {f"benchmarks/{name}" for name in scripts} == set(SMALL)
+    assert {f"{name}.py" for name in benchmark_module("run").BENCHMARKS} == scripts
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert {name for name in scripts if f"`{name}`" not in page} == set()
+
+
+def benchmark_module(name: str) -> ModuleType:
+    """A module of benchmarks/, which finds its neighbours."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+def test_sides_take_turns_and_ratios_are_of_pairs() -> None:
+    measure, order = benchmark_module("measure"), []
+    times = measure.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warm_up=1)
+    assert [len(t.wall) for t in times.values()] == [3, 3]
+    assert order == ["b", "a", "a", "b", "b", "a", "a", "b"]
+    found = measure.ratio([2.0, 30.0, 8.0], [1.0, 10.0, 8.0])
+    assert (found.median, found.low, found.high) == (2.0, 1.5, 2.5)
+    assert measure.ratio([3.0], [2.0]) == measure.Ratio(1.5, 1.5, 1.5)
+    assert measure.exponent([2, 4, 8], [12, 48, 192]) == pytest.approx(2)
+    assert [measure.shown(x) for x in (0.01234567, 1.05, 12345.6, 7, True, "x")] == [
+        "0.01235",
+        "1.050",
+        "12,346",
+        "7",
+        "True",
+        "x",
+    ]
+
+
+def test_the_page_of_results_says_which_bounds_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = benchmark_module("measure")
+    monkeypatch.setattr(sys, "argv", ["latency.py", "--json", str(tmp_path / "latency.json")])
+    results = measure.Results("A title.\n\nMore.", argparse.ArgumentParser())
+    results.ratio("fast", measure.Ratio(1.02, 1.01, 1.03), at_most=1.05)
+    results.ratio("slow", measure.Ratio(1.2, 1.1, 1.3), at_most=1.05)
+    results.table("seconds", [{"side": "a", "s": 0.5}])
+    results.finish()
+    (tmp_path / "growth.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"growth\.json"):
+        benchmark_module("run").page(tmp_path)
+    (tmp_path / "growth.json").unlink()
+    page = benchmark_module("run").page(tmp_path)
+    assert "| latency | fast | 1.020 (1.010 to 1.030), <= 1.050: yes |" in page
+    assert "| latency | slow | 1.200 (1.100 to 1.300), <= 1.050: NO |" in page
+    assert "| a | 0.5000 |" in page
+
+
+@pytest.mark.slow
+def test_one_command_runs_them_and_says_what_failed(tmp_path: Path) -> None:
+    words = ["--only", "neuron_cka", "--results", tmp_path, "--words"]
+    printed = run("benchmarks/run.py", *words, SMALL["benchmarks/neuron_cka.py"])
+    assert "the same order" in printed
+    before = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "search / closed form" in before
+    run("benchmarks/run.py", *words, "--no_such_flag", codes=(1,))
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == before
 
 
 @pytest.mark.slow
