@@ -76,7 +76,7 @@ def _analyze(
 
     from hf_mpruner.placement import unquantised
 
-    from . import halves, scores
+    from . import halves, scores, settled
     from .loading import choose_columns, load_split, read_settings, take
     from .measure import Rows, chosen_stacks, measure, measure_streaming, suggest
     from .models import load_config, load_for_analysis, load_processor
@@ -125,6 +125,7 @@ def _analyze(
             "model": args.model,
             "similarity": {path: matrix.to_dict() for path, matrix in matrices.items()},
             "adjacent": {path: list(matrix.adjacent) for path, matrix in matrices.items()},
+            "intervals": settled.intervals(matrices),
             "thresholds": choices,
             "plan": plan.to_dict(),
             **halves.to_values(parts),
@@ -240,15 +241,13 @@ def _write(folder: Path, matrices: Any, plan: Any) -> bool:
 
 
 def _table(matrices: Any, choices: list[dict[str, Any]], asked: float) -> str:
+    from . import settled
+
     parts = []
     for path, matrix in matrices.items():
         layers = matrix.layers
-        rows = [
-            [f"{one} - {other}", f"{value:.4f}"]
-            for one, other, value in zip(layers, layers[1:], matrix.adjacent, strict=False)
-        ]
         parts.append(f"{path}: CKA of neighbouring layers, {matrix.num_samples} examples\n")
-        parts.append(align(["layers", "similarity"], rows, right=[1]) + "\n")
+        parts.append(settled.neighbours(matrix) + "\n")
         rows = [
             [
                 f"{choice['threshold']:g}{' *' if choice['threshold'] == asked else ''}",
@@ -260,7 +259,7 @@ def _table(matrices: Any, choices: list[dict[str, Any]], asked: float) -> str:
         ]
         parts.append(align(["threshold", "clusters", "layers left", "parameters"], rows, right=[2, 3]) + "\n")
     refused = [f"refused at {choice['threshold']:g}: {choice['refused']}" for choice in choices if choice["refused"]]
-    return "\n".join([*parts, "* the threshold of the plan", *refused])
+    return "\n".join([*parts, "* the threshold of the plan", *settled.endings(matrices), *refused])
 
 
 def _run(layers: list[int]) -> str:

@@ -113,7 +113,8 @@ class Looks:
             return False
         whole, first, second = now.compute(), before.compute(), now.since(before).compute()
         level = 1.0 - _DRIFT_RATE / (2 * self._num_pairs)
-        reach = student_t_quantile(level, min(now.num_groups - 2, 1000))
+        fewest = min(before.num_groups, now.num_groups - before.num_groups)
+        reach = student_t_quantile(level, min(fewest - 1, 1000))
         pairs = compared_pairs(find_clusters(whole, self.rule.threshold, self.rule.linkage), self.rule.linkage)
         return any(_distance(first, second, i, j) > reach for i, j in pairs)
 
