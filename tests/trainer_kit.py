@@ -90,7 +90,7 @@ def add(trainer, **config):
 
 # What differs between two runs that are equal to the bit.
 TIMES = ("evaluation_seconds", "latency_seconds", "analysis_seconds", "recovery_seconds", "seconds")
-TIMES += ("latency_range", "single_latency_seconds", "single_latency_range")
+TIMES += ("spent", "peak_memory", "latency_range", "single_latency_seconds", "single_latency_range")
 
 
 def facts_of(record):

@@ -18,6 +18,7 @@ from .architectures import parameters_after
 from .config import PruningConfig
 from .cut import PendingCut, check_verification, make_cut
 from .errors import MPrunerError, UnsupportedArchitectureError
+from .footprint.spending import Spending
 from .plan import PruningPlan
 from .planner import TARGET_REACHED, Measure, RoundPlanner, Score
 from .record import Measurement, PruningRecord, Round
@@ -88,9 +89,11 @@ class PruningEngine:
         self.whole: nn.Module = model if whole is None else whole
         self.config = config
         self.runtime = runtime or SingleProcess()
+        spent = Spending(lambda: self.record, model)
+        measure, score = spent("measuring", measure), spent("measuring", score)
         self._planner = RoundPlanner(model, config, measure, record, score)
-        self._judge = Judge(config, evaluate, self.runtime, metric_hint, judged_on)
-        self._time_forward, self._baseline_is_timed = time_forward, False
+        self._judge = Judge(config, spent("evaluating", evaluate), self.runtime, metric_hint, judged_on)
+        self._time_forward, self._baseline_is_timed = spent("timing", time_forward), False
         self._trains, self._snapshot_directory = trains, snapshot_directory
         self._verify_inputs = verify_inputs if config.verify == "full" else None
         self.cut: PendingCut | None = None

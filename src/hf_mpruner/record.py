@@ -134,6 +134,10 @@ class PruningRecord:
         pipeline_tag (`str`, *optional*): what the Hub calls the task, where the user said more than the model's class
             does (`"summarization"`).
         disk_bytes (`int`, *optional*): size of the weight files of the model that was kept, once they are written.
+        spent (`dict`): beside training, for `"measuring"`, `"evaluating"` and `"timing"`: `seconds`, and `forward_passes` of
+            the model (batches) where it could be watched; of all processes that went on with the run, of the main one.
+        peak_memory (`dict`): bytes, the most so far: `"process"` is resident memory since the process began, `"accelerator"`
+            what torch's allocator has handed out.
         best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
     """
 
@@ -161,6 +165,8 @@ class PruningRecord:
     pipeline_tag: str | None = None
     best: dict[str, Any] | None = None
     disk_bytes: int | None = None
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    peak_memory: dict[str, int] = field(default_factory=dict)
 
     @property
     def pending(self) -> Round | None:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import jinja2
 
 from hf_mpruner.config import PruningConfig
-from hf_mpruner.report import PruningReport
+from hf_mpruner.report import PruningReport, run_cost_in_words
 from hf_mpruner.report.plots import file_name
 
 from .check import check_card, is_hub_id
@@ -115,7 +115,7 @@ def _values(
         "rows": stack_rows(record),
         **_pictures(report, pictures),
         "data": data_lines(report),
-        "how": recovery_lines(report, config),
+        "how": [*recovery_lines(report, config), *_run_cost(report)],
         "settings": settings if given else "",
         "limits": limits(report, config, base),
         "replay": replay_snippet(model, source, base, revision) if removed and not record.pending else "",
@@ -133,6 +133,11 @@ def _table(report: PruningReport) -> str:
         if "|" in name:
             header = header.replace(name, name.replace("|", "\\|"), 1)
     return "\n".join([header, *rows])
+
+
+def _run_cost(report: PruningReport) -> list[str]:
+    words = run_cost_in_words(report.record)
+    return [f"What it took: {words}."] if words else []
 
 
 def _apply_command(source: str, base: str | None, revision: str | None) -> str:

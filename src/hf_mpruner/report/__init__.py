@@ -1,6 +1,6 @@
 """The figures of a finished run, in every form that people look at: terminal, Markdown, JSON, one page, plots."""
 
-from .costs import cache_in_words, saved_apart, throughput
+from .costs import cache_in_words, run_cost_in_words, saved_apart, throughput
 from .page import PAGE_NAME
 from .plots import write_plots
 from .report import REPORT_NAME, PruningReport
@@ -18,6 +18,7 @@ __all__ = [
     "cost_in_words",
     "format_bytes",
     "format_rate",
+    "run_cost_in_words",
     "saved_apart",
     "scored_rounds",
     "throughput",

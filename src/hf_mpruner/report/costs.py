@@ -7,7 +7,9 @@ from typing import Any
 
 from hf_mpruner.record import Measurement, PruningRecord
 
-from .words import format_bytes
+from .words import format_bytes, format_seconds
+
+_COUNTED = {"forward_passes": ("forward pass", "forward passes"), "steps": ("step", "steps")}
 
 
 def throughput(record: PruningRecord, measured: Measurement) -> dict[str, float]:
@@ -78,4 +80,40 @@ def cost_values(record: PruningRecord, before: Measurement | None, after: Measur
             f"saved_bytes_{when}": measured.saved_bytes if measured else None,
             f"cache_bytes_per_token_{when}": measured.cache.get("bytes_per_token") if measured else None,
         }
-    return {**values, "disk_bytes": record.disk_bytes}
+    spent = {"spent": spent_by_stage(record), "peak_memory": dict(record.peak_memory)}
+    return {**values, "disk_bytes": record.disk_bytes, **spent}
+
+
+def spent_by_stage(record: PruningRecord) -> dict[str, dict[str, float]]:
+    """What the run has cost, for each stage: `seconds`, and `forward_passes` or `steps` where they are known."""
+    found = {stage: dict(spent) for stage, spent in record.spent.items()}
+    trained = [round_ for round_ in record.rounds if round_.decided_at_step > round_.started_at_step]
+    if trained:
+        seconds = sum(round_.recovery_seconds for round_ in trained)
+        steps = sum(round_.decided_at_step - round_.started_at_step for round_ in trained)
+        found["recovering"] = {"seconds": seconds, "steps": steps}
+    return found
+
+
+def run_cost_in_words(record: PruningRecord) -> str:
+    """What the run has cost, in one line; empty of a record that does not know.
+
+    Example:
+        >>> record = PruningRecord({"layers": 2}, spent={"measuring": {"seconds": 3.0, "forward_passes": 8}})
+        >>> record.peak_memory["process"] = 812_000_000
+        >>> run_cost_in_words(record)
+        'measuring 3.00 s (8 forward passes); at most 812.0 MB of memory in the process'
+    """
+    parts: list[str] = []
+    if not record.spent:
+        return ""
+    for stage, spent in spent_by_stage(record).items():
+        known = [
+            f"{spent[key]:,.0f} {one if spent[key] == 1 else many}"
+            for key, (one, many) in _COUNTED.items()
+            if spent.get(key)
+        ]
+        parts.append(f"{stage} {format_seconds(spent['seconds'])}" + (f" ({', '.join(known)})" if known else ""))
+    held = [f"{format_bytes(held)} of memory in the {where}" for where, held in record.peak_memory.items()]
+    words = ", ".join(parts)
+    return f"{words}; at most {' and '.join(held)}" if held and words else words

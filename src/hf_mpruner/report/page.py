@@ -20,7 +20,7 @@ from .charts import (
     state_key,
     strip_chart,
 )
-from .costs import cache_in_words, saved_apart, throughput
+from .costs import cache_in_words, run_cost_in_words, saved_apart, throughput
 from .scores import chose_on_data, score_chart, scored_rounds
 from .series import (
     STATES,
@@ -153,7 +153,7 @@ def _batch_name(record: PruningRecord) -> str:
 
 def _costs(record: PruningRecord) -> list[tuple[str, str]]:
     """What a model gets done in a second and what it takes, before and after."""
-    found: list[tuple[str, str]] = []
+    found = [("cost of the run", words)] if (words := run_cost_in_words(record)) else []
     both = [one for one in (record.baseline, _after(record)) if one is not None]
     if len(both) < 2:
         return found

@@ -14,7 +14,7 @@ from hf_mpruner.record import Measurement, PruningRecord, Round
 from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_json, write_text
 
-from .costs import cache_per_token, cost_values, saved_apart
+from .costs import cache_per_token, cost_values, run_cost_in_words, saved_apart
 from .page import PAGE_NAME, render_page
 from .scores import chosen_by, chosen_over, total_cost
 from .words import cost_in_words, format_bytes
@@ -148,7 +148,7 @@ class PruningReport:
         return cls(PruningRecord.from_dict(values["record"]))
 
     def __str__(self) -> str:
-        """The table, what chose the layers, which cuts were refused and why, and why the run stopped."""
+        """The table, what chose the layers, which cuts were refused and why, why the run stopped, and its cost."""
         cost = total_cost(self.record)
         chosen = (
             [f"layers chosen by {', '.join(chosen_by(self.record))}: {cost_in_words(cost, chosen_over(self.record))}"]
@@ -156,7 +156,8 @@ class PruningReport:
             else []
         )
         stopped = [f"stopped: {self.record.stopped}"] if self.record.stopped else []
-        return "\n".join([self.to_table(), *chosen, *self.refusals, *stopped])
+        spent = [f"cost: {words}"] if (words := run_cost_in_words(self.record)) else []
+        return "\n".join([self.to_table(), *chosen, *self.refusals, *stopped, *spent])
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         paths = list(self.record.depths)
