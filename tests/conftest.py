@@ -76,7 +76,7 @@ def _quick_collections() -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn but not turned into PNGs, which takes longer than a tiny run; others look at those."""
-    monkeypatch.setattr("hf_mpruner.report.plots.to_png", lambda figure: b"")
+    monkeypatch.setattr("hf_mpruner.report.plots.to_png", lambda figure: b"png")
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from transformers.utils import logging as chatter
 
 from hf_mpruner import PruningPlan, PruningReport
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "offline_data")
 # Nothing is learnt in so short a time, so whatever a cut costs is allowed: what is tested is that all parts fit.

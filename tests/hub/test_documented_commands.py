@@ -235,7 +235,9 @@ def run_command(folder, words):
 
     os.chdir(folder)
     out, err = io.StringIO(), io.StringIO()
-    quick = patch("hf_mpruner.report.plots.to_png", return_value=b"")  # half of a command's time, and tested elsewhere
+    quick = patch(
+        "hf_mpruner.report.plots.to_png", return_value=b"png"
+    )  # half of a command's time, and tested elsewhere
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), quick:
         code = main(words)
     return [code, out.getvalue(), err.getvalue()]

@@ -12,6 +12,8 @@ from hf_mpruner import PruningPlan, apply_plan_, find_block_stacks
 from hf_mpruner.cli import main
 from hf_mpruner.report import PruningReport
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 STACK = "bert.encoder.layer"
 
 

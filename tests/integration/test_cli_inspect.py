@@ -15,6 +15,8 @@ from hf_mpruner.cli import inspect, main
 from hf_mpruner.cli.models import build_empty
 from hf_mpruner.cli.rewrites import describe_rewrites, middle_layers, plain_json, rewrite_lines
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "vocab_size": 64}
 LLAMA = LlamaConfig(**SIZES, num_key_value_heads=2, num_hidden_layers=5, architectures=["LlamaForCausalLM"])
 T5 = T5Config(

@@ -104,7 +104,8 @@ def _state(report: NarrowingReport) -> list[str]:
     if report.rounds:
         return []
     return [
-        "> [!WARNING]\n> No evaluation judged this: how well the narrower model does its task is not known. Nothing was trained."
+        "> [!WARNING]\n> No evaluation judged this, and nothing was trained in the course of it: how well the narrower model does "
+        "its task is not known."
     ]
 
 
