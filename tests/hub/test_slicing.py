@@ -183,3 +183,39 @@ def test_old_pickles_are_downloaded_and_cut(hub, client, tmp_path):
     hub.add_repo("ann/pickled", {"pytorch_model.bin": (tmp_path / "file").read_bytes(), "vocab.txt": b"a"})
     client.call(cut, repo_id="ann/pickled", folder=str(tmp_path / "made"))
     assert content(tmp_path / "made") == {"layers.0.weight": 1.0, "layers.1.weight": 3.0}
+
+
+def slice_it(repo_id, folder, revision=None):
+    """A model of the Hub, cut by a plan."""
+    from hf_mpruner import PruningPlan, slice_checkpoint
+    from hf_mpruner.plan.stack import StackPlan
+
+    plan = PruningPlan({"encoder.layer": StackPlan(3, (0, 2))}, model_type="bert")
+    done = slice_checkpoint(repo_id, plan, folder, revision=revision, progress=False)
+    return {"commit": done.commit, "copied": sorted(done.copied)}
+
+
+def test_a_model_of_the_hub_is_cut_to_the_files_that_a_folder_gives(hub, client, tmp_path):
+    """Of one commit, config and all; nothing is downloaded that is not written, but the index."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2, "vocab_size": 20}
+    model = BertModel(BertConfig(num_hidden_layers=3, **sizes))
+    model.save_pretrained(tmp_path / "whole", max_shard_size="100KB")
+    index = json.loads((tmp_path / "whole" / INDEX).read_text())["weight_map"]
+    kept = {file for name, file in index.items() if ".layer.1." not in name}
+    assert set(index.values()) - kept  # some file holds nothing but what goes
+    others = {"vocab.txt": b"a", "onnx/model.onnx": b"x", "training_args.bin": b"x", "tf_model.h5": b"x"}
+    files = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
+    repo = hub.add_repo("ann/whole", {**files, **others})
+    head, start = repo.at("main").oid, hub.journal.mark()
+    done = client.call(slice_it, repo_id="ann/whole", folder=str(tmp_path / "hub"))
+    assert done == {"commit": head, "copied": ["vocab.txt"]}
+    fetched = set(full_gets(hub, start))
+    assert kept <= fetched <= {*kept, "config.json", "generation_config.json", INDEX, "vocab.txt"}
+    asked = [request for request in hub.journal.find("GET", "/resolve/", since=start) if "safetensors" in request.path]
+    assert {request.path.split("/resolve/")[1].split("/")[0] for request in asked} == {head}
+    slice_it(str(tmp_path / "whole"), str(tmp_path / "disk"))
+    ours = {file.name: file.read_bytes() for file in (tmp_path / "hub").iterdir() if file.name != "vocab.txt"}
+    assert ours == {file.name: file.read_bytes() for file in (tmp_path / "disk").iterdir()}

@@ -228,6 +228,20 @@ def test_what_names_do_not_say_is_refused_and_the_other_way_is_named(tmp_path):
     assert not target.exists()
 
 
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    make_bert(BertModel).save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "adapter_config.json").write_text("{}")
+    plan = plan_for(make_bert(BertModel))
+    with pytest.raises(CheckpointError, match="holds adapters: merge them"):
+        slice_checkpoint(tmp_path / "whole", plan, tmp_path / "out")
+    (tmp_path / "whole" / "adapter_config.json").unlink()
+    (tmp_path / "whole" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        slice_checkpoint(tmp_path / "whole", plan, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="no folder"):
+        slice_checkpoint(tmp_path / "nothing" / "at" / "all", plan, tmp_path / "out")
+
+
 def test_an_output_folder_in_the_source_is_refused(tmp_path):
     make_bert(BertModel).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="lies in the checkpoint"):

@@ -83,13 +83,18 @@ class Slicing:
                 f"'{source}' holds adapters: merge them into their base first, with "
                 "model.merge_and_unload().save_pretrained(...)."
             )
-        self.token = token
+        if "config.json" not in self.checkpoint.folder_files:
+            raise CheckpointError(f"'{source}' has no config.json. Pass what model.save_pretrained wrote.")
+        place: dict[str, Any] = {"revision": self.checkpoint.commit or "main", "token": token}
         with quietly():
-            config = AutoConfig.from_pretrained(
-                os.fspath(source), revision=self.checkpoint.commit or "main", token=token, trust_remote_code=False
-            )
+            if model_class is None:
+                auto = AutoConfig.from_pretrained(os.fspath(source), trust_remote_code=False, **place)
+                model_class = find_class(auto, os.fspath(source))
+            # from_pretrained reads a config of the class's own, which may be of another type than the Auto class finds
+            own: Any = model_class.config_class or AutoConfig
+            config = own.from_pretrained(os.fspath(source), **place)
             generation_config = find_generation_config(self.checkpoint, token)
-        self.model_class = model_class or find_class(config, os.fspath(source))
+        self.model_class = model_class
         self._traced = self._by_names(
             lambda: trace(
                 self.checkpoint.tensors,
