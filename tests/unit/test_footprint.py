@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from hf_mpruner import PruningConfig, apply_plan_, prune_
+from hf_mpruner.cli import main
 from hf_mpruner.footprint import CacheSize, measure_cache, saved_bytes, weight_files_bytes
 from hf_mpruner.plan import PruningPlan, StackPlan
 from hf_mpruner.record import Measurement, PruningRecord
@@ -225,3 +226,17 @@ def test_an_old_record_is_read():
     record = PruningRecord.from_dict(json.loads(json.dumps(old)))
     assert record.baseline == Measurement(10, 40)
     assert PruningReport(record).to_dict()["saved_bytes_before"] is None
+
+
+def test_inspect_tells_it_from_a_config_alone(tmp_path, capsys):
+    model = gpt2().to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    size = saved_bytes(model)
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()  # no weights are read
+    assert main(["inspect", str(tmp_path), "--format", "json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["dtype"], values["saved_bytes"]) == ("bfloat16", size)
+    assert values["cache"]["bytes_per_token"] == 2 * 3 * 32 * 2
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "in bfloat16: 83.6 kB as saved, cache of a sequence 384 B per token\n" in capsys.readouterr().out

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.width:
         facts["width"] = _describe_widths(model)
+    facts |= _describe_size(model, config)
     show(args, table=_table(facts), values=facts, quiet="\n".join(stack.path for stack in stacks))
     say(args, f"Next: {command_line('analyze', args.model, '--dataset', 'DATASET', *same_trust(args))}")
     return 0
@@ -81,6 +82,7 @@ def _table(facts: dict[str, Any]) -> str:
     header = ["stack", "block", "layers", "config", "per-layer lists", "parameters a layer", "pinned"]
     lines = [
         f"{facts['model']}: {facts['class']} ({facts['model_type']}), {facts['parameters']:,} parameters",
+        *_size_lines(facts),
         "",
         align(header, rows, right=[2, 5]),
     ]
@@ -96,6 +98,33 @@ def _table(facts: dict[str, Any]) -> str:
     if "width" in facts:
         lines += ["", *_width_lines(facts["width"])]
     return "\n".join(lines)
+
+
+def _describe_size(model: Any, config: Any) -> dict[str, Any]:
+    """Bytes of the weights and of the cache, in the type that the config names; nothing of quantised ones."""
+    import torch
+
+    from hf_mpruner.footprint import measure_cache, saved_bytes
+
+    dtype = getattr(config, "dtype", None)
+    if not isinstance(dtype, torch.dtype) or getattr(config, "quantization_config", None) is not None:
+        return {}
+    model.to(dtype).tie_weights()  # a move on the meta device unties them
+    cache = measure_cache(model) if model.can_generate() else None
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "saved_bytes": saved_bytes(model),
+        "cache": None if cache is None else cache.to_dict(),
+    }
+
+
+def _size_lines(facts: dict[str, Any]) -> list[str]:
+    if "saved_bytes" not in facts:
+        return []
+    from hf_mpruner.report import cache_in_words, format_bytes
+
+    cache = f", cache of a sequence {cache_in_words(facts['cache'])}" if facts["cache"] else ""
+    return [f"in {facts['dtype']}: {format_bytes(facts['saved_bytes'])} as saved{cache}"]
 
 
 def _describe_widths(model: Any) -> dict[str, Any]:
