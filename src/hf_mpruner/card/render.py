@@ -19,13 +19,13 @@ from hf_mpruner.report.plots import file_name
 from .check import check_card, is_hub_id
 from .facts import ModelFacts
 from .front import BEGIN, END, dump_yaml, written_note
+from .headlines import headlines
 from .metadata import build_metadata
 from .prose import (
     all_settings,
     credits,
     data_lines,
     has_trained,
-    headlines,
     kept_now,
     limits,
     opening,
