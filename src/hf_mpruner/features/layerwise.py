@@ -42,7 +42,8 @@ def measure_layer_by_layer(
     For models that lie on the disk (`device_map={"": "disk"}`), of which `measure_similarity` reads all weights once a batch.
     Here each is read once, those behind the last block not at all. Held in memory are the weights of one block (or of what
     lies before the first) and one block's outputs for all examples, with whatever else the model's code holds of a batch:
-    inputs, embeddings, masks, positions, the encoder's output; no key-value cache. The results are the same bits.
+    inputs, embeddings, masks, positions, the encoder's output; no key-value cache. The results are the same bits, or
+    (gpt_neo, nllb-moe) differ in the last ones, where attention reads a cache with another order of its numbers in memory.
 
     A model that keeps something of a batch in its modules while it runs cannot do several at a time: a warning says so, and
     its batches run one after the other.
