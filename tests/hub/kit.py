@@ -105,6 +105,7 @@ class Hub:
         self.store.repos.clear()
         self.store.users.clear()
         self.journal.requests.clear()
+        self.crashes.clear()
         self.parts.clear()
         self.add_user("ann")
 
