@@ -178,6 +178,38 @@ def test_what_the_hub_does_not_show(hub, client, tmp_path):
     assert "the Hub answers 500" in failure.message
 
 
+def cut_on_a_small_disk(repo_id, folder, free):
+    """As `cut`, on disks that have so many bytes left."""
+    import shutil
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from hf_mpruner.slicing import Piece, open_checkpoint, write_tensors_of
+
+    usage, shutil.disk_usage = shutil.disk_usage, lambda path: SimpleNamespace(free=free)
+    try:
+        checkpoint = open_checkpoint(repo_id)
+        Path(folder).mkdir()
+        write_tensors_of(checkpoint, {"layers.0.weight": Piece("layers.1.weight")}, Path(folder))
+    finally:
+        shutil.disk_usage = usage
+
+
+def test_room_is_needed_for_downloads_too(hub, client, tmp_path):
+    hub.add_repo("ann/roomy", make_files())
+    start = hub.journal.mark()
+    failure = client.fails(cut_on_a_small_disk, repo_id="ann/roomy", folder=str(tmp_path / "made"), free=300_000)
+    assert "480240 bytes are needed on the disk of" in failure.message
+    assert "(240120 of them to download from the Hub), 300000 are free" in failure.message
+    assert not list((tmp_path / "made").iterdir())
+    torch.save({"layers.1.weight": torch.ones(2000)}, tmp_path / "file")
+    hub.add_repo("ann/roomy-pickle", {"pytorch_model.bin": (tmp_path / "file").read_bytes()})
+    failure = client.fails(cut_on_a_small_disk, repo_id="ann/roomy-pickle", folder=str(tmp_path / "no"), free=8000)
+    assert "to download from the Hub), 8000 are free" in failure.message
+    assert not [name for name in full_gets(hub, start) if name.endswith((".bin", ".safetensors"))]
+    client.call(cut_on_a_small_disk, repo_id="ann/roomy", folder=str(tmp_path / "fits"), free=480_240)
+
+
 def test_old_pickles_are_downloaded_and_cut(hub, client, tmp_path):
     torch.save({f"layers.{i}.weight": torch.full((2, 2), i + 1.0) for i in range(3)}, tmp_path / "file")
     hub.add_repo("ann/pickled", {"pytorch_model.bin": (tmp_path / "file").read_bytes(), "vocab.txt": b"a"})

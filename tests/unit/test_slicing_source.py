@@ -160,6 +160,10 @@ def test_sources_that_are_none(tmp_path):
     ):
         open_checkpoint(tmp_path)
     shard(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"is a folder here, and revision='v1' is for the Hub. Leave the revision out"
+    ):
+        open_checkpoint(tmp_path, revision="v1")
     with pytest.raises(CheckpointError, match=rf"is a file. Pass the folder that it is in: '{tmp_path}'"):
         open_checkpoint(tmp_path / f"{ONE}.safetensors")
 

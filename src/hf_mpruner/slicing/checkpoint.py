@@ -15,6 +15,7 @@ from .format import Header, read_header
 from .pickled import read_pickled
 from .places import Place, check_inside, find_place
 from .recipe import StoredTensor
+from .room import check_room
 
 _INDEX = ".index.json"
 # What `from_pretrained` takes, in its order.
@@ -125,6 +126,10 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, token: s
         if name not in place.files:
             named = f"{main} names {name}, but " if index else ""
             raise CheckpointError(f"{named}{place.lacks(name)}")
+    if not names[0].endswith(
+        ".safetensors"
+    ):  # the names stand at their ends, among the tensors: no range request helps
+        check_room(0, None, sum(place.files[name] or 0 for name in names if not place.find(name)))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         headers = list(pool.map(lambda name: _header(place, name), names))
     shards = dict(zip(names, headers, strict=True))
@@ -197,7 +202,7 @@ def _read_json(place: Place, name: str) -> dict[str, Any]:
 def _header(place: Place, name: str) -> Header:
     if name.endswith(".safetensors"):
         return place.header(name)
-    return read_pickled(place.fetch(name))  # its names stand at its end, among the tensors: no range request helps
+    return read_pickled(place.fetch(name))
 
 
 def _read(file: Path) -> Header:

@@ -188,6 +188,11 @@ def find_place(source: str, revision: str | None, token: str | bool | None) -> P
         CheckpointError: if there is neither.
     """
     if Path(source).is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"'{source}' is a folder here, and revision='{revision}' is for the Hub. Leave the revision out, or name a "
+                "repository that is no folder here."
+            )
         return Folder(source, Path(source))
     if Path(source).exists():
         raise CheckpointError(f"'{source}' is a file. Pass the folder that it is in: '{Path(source).parent}'.")

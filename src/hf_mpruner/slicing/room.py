@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from hf_mpruner.errors import CheckpointError
-
-from .checkpoint import Checkpoint
 
 
 def check_apart(source: str | Path, output_dir: str | Path) -> None:
@@ -36,37 +33,37 @@ def check_apart(source: str | Path, output_dir: str | Path) -> None:
         )
 
 
-def check_room(checkpoint: Checkpoint, names: Iterable[str], needed: int, folder: Path) -> None:
+def check_room(needed: int, folder: Path | None, downloads: int = 0) -> None:
     """Refuse to begin what the disk cannot hold.
 
     Args:
-        checkpoint (`Checkpoint`): what is read.
-        names (`Iterable[str]`): tensors that are needed of it; files of the Hub that hold them go to the cache.
         needed (`int`): bytes that will be written to `folder`.
-        folder (`Path`): where to; need not exist.
+        folder (`Path`, *optional*): where to; need not exist.
+        downloads (`int`): bytes that will be downloaded from the Hub to the cache.
 
     Raises:
         CheckpointError: with the bytes that are needed and free.
     """
-    downloads = sum(checkpoint.downloads(names).values())
-    place = _existing(folder)
-    wanted = {place: needed}
-    if downloads:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        cache = _existing(Path(HF_HUB_CACHE))
-        if cache.stat().st_dev == place.stat().st_dev:
-            wanted[place] += downloads
-        else:
-            wanted[cache] = downloads
-    for where, size in wanted.items():
+    wanted: dict[int, tuple[Path, int]] = {}
+    for place, size in ((folder, needed), (_cache() if downloads else None, downloads)):
+        if place is not None:
+            disk = _existing(place).stat().st_dev
+            first, before = wanted.get(disk, (_existing(place), 0))
+            wanted[disk] = first, before + size
+    for where, size in wanted.values():
         free = shutil.disk_usage(where).free
         if size > free:
-            also = f" ({downloads} of them to download from the Hub)" if downloads and size > needed else ""
+            also = f" ({downloads} of them to download from the Hub)" if downloads and size >= downloads else ""
             raise CheckpointError(
                 f"{size} bytes are needed on the disk of '{where}'{also}, {free} are free. Make room, or choose a folder on "
                 "another disk; HF_HOME moves the Hub's cache. Nothing was written."
             )
+
+
+def _cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
 
 
 def _existing(path: Path) -> Path:

@@ -82,7 +82,7 @@ def write_tensors_of(
         for name, tensors in split.filename_to_tensors.items()
     }
     needed = sum(header.end for _, header in headers.values())
-    check_room(checkpoint, [piece.source for piece in recipe.values()], needed, folder)
+    check_room(needed, folder, sum(checkpoint.downloads(piece.source for piece in recipe.values()).values()))
     with ExitStack() as stack:
         placed: dict[str, tuple[FileIO, Placed]] = {}
         for name, (content, header) in headers.items():
