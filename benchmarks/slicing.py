@@ -269,42 +269,10 @@ def prepare_slice(spec: dict[str, Any]) -> tuple[Callable[[], Any], str | None]:
     import transformers.models.llama.modeling_llama
     import transformers.trainer_utils  # noqa: F401
 
-    try:
-        from hf_mpruner.slicing import slice_checkpoint
-    except ImportError:
-        return prepare_bytes(spec)
+    from hf_mpruner.slicing import slice_checkpoint
 
     plan = plan_of(spec)
     return lambda: slice_checkpoint(spec["source"], plan, spec["target"], max_shard_size=spec["shard"]), None
-
-
-def prepare_bytes(spec: dict[str, Any]) -> tuple[Callable[[], Any], str | None]:
-    """The bytes alone."""
-    from hf_mpruner.slicing import Piece, open_checkpoint, write_tensors_of
-    from hf_mpruner.storage import new_folder
-
-    def slice_bytes() -> None:
-        checkpoint = open_checkpoint(spec["source"])
-        kept = {str(old): str(new) for new, old in enumerate(spec["kept"])}
-        from transformers.core_model_loading import dot_natural_key
-
-        order = sorted(
-            json.loads(Path(spec["source"], "model.safetensors.index.json").read_text())["weight_map"],
-            key=dot_natural_key,
-        )
-        recipe, count = {}, 0
-        for name in order:
-            parts = name.split(".")
-            if parts[1] == "layers":
-                if parts[2] not in kept:
-                    continue
-                parts[2] = kept[parts[2]]
-            recipe[".".join(parts)] = Piece(name)
-            count += math.prod(checkpoint.tensors[name].shape)
-        with new_folder(Path(spec["target"])) as draft:
-            write_tensors_of(checkpoint, recipe, draft, spec["shard"], num_parameters=count)
-
-    return slice_bytes, None
 
 
 def prepare_copy(spec: dict[str, Any]) -> tuple[Callable[[], Any], str | None]:
