@@ -143,6 +143,9 @@ def test_the_figures_of_pages_on_a_model_and_data_of_ones_own(tmp_path: Path) ->
     # 1: the figures of trained models do not hold for one that was never trained
     words = [tmp_path / "fill-mask", tmp_path / "data", *small, "--num_orders", 2, "--num_seeds", 3]
     assert any(character.isdigit() for character in run("reproduce/similarity.py", *words, codes=(0, 1)))
+    words = ["--model", tmp_path / "fill-mask", "--data", tmp_path / "data", "--runs", 2, "--num_samples", 16]
+    found = run("reproduce/early_stop.py", *words, "--num_batches", 12, "--max_length", 16, codes=(0, 1))
+    assert "16 examples, at 0.99" in found
     printed = run(
         "reproduce/recovery.py", tmp_path / "fill-mask", tmp_path / "data", "--train", 48, "--test", 32, "--epochs", 1
     )
