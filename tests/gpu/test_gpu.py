@@ -8,6 +8,8 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from hf_mpruner import find_block_stacks, measure_similarity
 from hf_mpruner.data import calibration_loader
+from hf_mpruner.footprint import PeakMemory
+from hf_mpruner.footprint.profile import run_beside
 from trainer_kit import STACK, Rows, Scripted, Spy, add, assert_same, build_trainer, everything
 
 pytestmark = [
@@ -102,3 +104,23 @@ def test_an_accepted_round_leaves_a_model_that_reloads(make_bert, tmp_path, argu
 
 def test_stacks_are_found_for_a_model_on_the_accelerator(make_bert):
     assert [stack.path for stack in find_block_stacks(make_bert().to(device()))] == [STACK]
+
+
+def test_peak_memory_is_what_the_allocator_has_handed_out():
+    with PeakMemory(device()) as outer:
+        held = torch.empty(64 * 2**20, dtype=torch.uint8, device=device())
+        del held
+        with PeakMemory(device()) as inner:
+            held = torch.empty(8 * 2**20, dtype=torch.uint8, device=device())
+            del held
+    assert 64 * 2**20 <= outer.device_bytes < 70 * 2**20
+    assert 8 * 2**20 <= inner.device_bytes < 14 * 2**20
+
+
+def test_plain_and_measured_passes_run_side_by_side(make_bert):
+    model = make_bert().to(device())
+    loader = calibration_loader(Rows(64, 0), num_samples=64, batch_size=16, seed=0)
+    beside = run_beside(model, loader, find_block_stacks(model))
+    assert (beside.batches, beside.examples) == (4, 64)
+    assert beside.ratio > 0
+    assert beside.memory.device_bytes > 0

@@ -77,3 +77,23 @@ def test_recovery_is_what_its_rounds_say_and_rounds_without_training_are_none():
         "measuring 2 min (1 forward pass), recovering 6.00 s (15 steps); at most 2.0 GB of memory in the process and "
         "500.0 MB of memory in the accelerator"
     )
+
+
+def test_a_compiled_model_is_counted_and_not_compiled_again():
+    graphs, model = [], nn.Linear(2, 2)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled, record = torch.compile(model, backend=backend), PruningRecord({"layers": 2})
+
+    def evaluate():
+        with torch.no_grad():
+            return compiled(input=torch.ones(2, 2))
+
+    for _ in range(3):
+        Spending(lambda: record, model)("evaluating", evaluate)()
+    evaluate()
+    assert len(graphs) == 1
+    assert record.spent["evaluating"]["forward_passes"] == 3

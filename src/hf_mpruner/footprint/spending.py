@@ -23,8 +23,7 @@ class Spending:
 
     Args:
         record (callable): returns the run's record, which may be there later than this.
-        model (`nn.Module`): whose forward passes are counted. What runs another one, or a compiled wrapper that looks at no
-            hooks, has seconds only.
+        model (`nn.Module`): whose forward passes are counted. What runs another one has seconds only.
     """
 
     def __init__(self, record: Callable[[], PruningRecord], model: nn.Module) -> None:
