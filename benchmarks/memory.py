@@ -96,9 +96,9 @@ def work(args: argparse.Namespace) -> dict[str, int]:
 def main() -> None:
     """Run a process for every cell and print them."""
     parser = argparse.ArgumentParser()
-    add_size(parser, layers=6, batch=16)
+    add_size(parser, layers=4, batch=16)
     parser.add_argument("--lengths", type=int, nargs=2, default=[64, 256])
-    parser.add_argument("--num_batches", type=int, nargs=2, default=[2, 6])
+    parser.add_argument("--num_batches", type=int, nargs=2, default=[2, 5])
     parser.add_argument("--batches", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     results = Results(__doc__, parser)

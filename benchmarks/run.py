@@ -26,20 +26,20 @@ from measure import describe, shown
 HERE = Path(__file__).parent
 # In this order, with these words beside --json; most use the script's own defaults.
 BENCHMARKS: dict[str, list[str]] = {
-    "analysis_overhead": [],
+    "analysis_overhead": ["--repeats", "5"],
     "memory": [],
     "growth": [],
-    "floor": [],
+    "floor": ["--repeats", "3"],
     "slicing": [],
-    "cut": [],
-    "two_processes": [],
-    "latency": [],
+    "cut": ["--runs", "3"],
+    "two_processes": ["--runs", "3"],
+    "latency": ["--repeats", "7"],
     "neuron_cka": [],
     "snapshot": ["--runs", "3"],
-    "cut_proof": ["--runs", "2"],
-    "import_time": [],
-    "width": ["--runs", "7"],
-    "sparsity": ["--repeats", "7"],
+    "cut_proof": ["--runs", "1"],
+    "import_time": ["--runs", "5"],
+    "width": ["--runs", "5"],
+    "sparsity": ["--repeats", "5"],
 }
 
 
@@ -129,7 +129,9 @@ def main() -> int:
     for name in [] if args.page else args.only:
         print(f"\n=== {name}", flush=True)
         words = ["--mergekit", args.mergekit] if name == "slicing" and args.mergekit else []
+        begin = time.perf_counter()
         reason = run(name, [*BENCHMARKS[name], *words, *args.words.split()], args.results, args.limit)
+        print(f"--- {name}: {time.perf_counter() - begin:.0f} s", flush=True)
         failed |= {name: reason} if reason else {}
     (args.results / "README.md").write_text(page(args.results), encoding="utf-8")
     print(f"\n{time.perf_counter() - started:.0f} s. The page: {args.results / 'README.md'}")
