@@ -113,7 +113,7 @@ class HookClock:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        for name in ("begin", "_record", "end"):
+        for name in ("begin", "record", "end"):
             setattr(StackRecorder, name, self.wrap(getattr(StackRecorder, name)))
 
     def wrap(self, method: Callable[..., None]) -> Callable[..., None]:

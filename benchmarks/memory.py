@@ -67,7 +67,7 @@ def watch_hooks() -> Held:
 
         return watched
 
-    for name in ("_record", "end"):
+    for name in ("record", "end"):
         setattr(StackRecorder, name, wrap(getattr(StackRecorder, name)))
     return held
 
