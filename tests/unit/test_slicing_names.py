@@ -277,7 +277,7 @@ class Writing(BertModel):
         super()._init_weights(module)
         if module is self.embeddings:
             with torch.no_grad():
-                module.word_embeddings.weight[0] = 0.0
+                module.word_embeddings.weight[0].zero_()
 
 
 def test_a_weight_that_loading_writes_to_is_no_stored_one(tmp_path):
@@ -299,10 +299,20 @@ def test_labels_tell_equal_computations_from_others():
     assert sources.names(torch.stack([a, b])[1].number) == {"a", "b"}
     assert [part.number for part in a.chunk(2)] == [part.number for part in a.chunk(2)]
     assert a.T.number != a.number != a.mul(2).number != a.mul(3).number
-    before = b.number
-    b.add_(1)
-    assert b.number != before
-    assert sources.names(b.number) == frozenset()
+    for write in (
+        lambda t: t.add_(1),
+        lambda t: t[0].zero_(),
+        lambda t: t.data[1].fill_(2),
+        lambda t: t.__setitem__(0, 1),
+    ):
+        tensor = LabelledTensor.of(StoredTensor("c", "F32", (4, 2)), sources)
+        parameter = torch.nn.Parameter(tensor)
+        assert sources.name(parameter.number) == "c"
+        with torch.no_grad():
+            write(parameter)
+        assert sources.name(parameter.number) is None
+        assert sources.names(parameter.number) == frozenset()
+    assert sources.name(b.number) == "b"
 
 
 def test_the_configs_class_is_not_changed(tmp_path):

@@ -42,6 +42,7 @@ class Sources:
         self._stored: dict[int, str] = {}
         self._leaves: dict[int, frozenset[str]] = {}
         self._unknown = itertools.count()
+        self._written: dict[int, tuple[Any, int]] = {}  # the storage is held, so that its address stays its own
         self._lock = threading.Lock()  # the loader reads in several threads
 
     def stored(self, name: str) -> int:
@@ -58,6 +59,18 @@ class Sources:
     def unknown(self) -> int:
         """A number that nothing else has."""
         return self._number(("unknown", next(self._unknown)), frozenset())
+
+    def write(self, tensor: LabelledTensor) -> None:
+        """Something wrote to a tensor, or to a view of it: all that share its storage are no longer what they were."""
+        storage = _storage(tensor)
+        self._written[storage._cdata] = storage, self.unknown()
+
+    def now(self, tensor: LabelledTensor, number: int) -> int:
+        """The number that a tensor was given, or another one if it was written to since."""
+        return self._written[_storage(tensor)._cdata][1] if self._written and self._was_written(tensor) else number
+
+    def _was_written(self, tensor: LabelledTensor) -> bool:
+        return _storage(tensor)._cdata in self._written
 
     def name(self, number: int) -> str | None:
         """The tensor of the checkpoint that this is, unchanged; `None` for one that is computed."""
@@ -82,7 +95,12 @@ class LabelledTensor(Tensor):
     """
 
     sources: Sources
-    number: int
+    _given: int
+
+    @property
+    def number(self) -> int:
+        """In `sources`: what it is made of."""
+        return self.sources.now(self, self._given)
 
     @staticmethod
     def of(tensor: StoredTensor, sources: Sources) -> LabelledTensor:
@@ -92,7 +110,7 @@ class LabelledTensor(Tensor):
             KeyError: if its type is none of `DTYPES`.
         """
         empty = torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="meta").as_subclass(LabelledTensor)
-        empty.sources, empty.number = sources, sources.stored(tensor.name)
+        empty.sources, empty._given = sources, sources.stored(tensor.name)
         return empty
 
     @classmethod
@@ -105,24 +123,36 @@ class LabelledTensor(Tensor):
             return _moved(func, args, kwargs)
         out = super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         if name == "data.__set__":
-            args[0].number = args[1].number if isinstance(args[1], LabelledTensor) else args[0].sources.unknown()
+            args[0]._given = args[1].number if isinstance(args[1], LabelledTensor) else args[0].sources.unknown()
             return out
         operands = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, LabelledTensor)]
         results = [value for value in tree_flatten(out)[0] if isinstance(value, LabelledTensor)]
         if not operands:
             return out
         sources = operands[0].sources
-        if name == "__setitem__" or (results and results[0] is operands[0] and name not in _SAME):
-            operands[0].number = sources.unknown()  # written to: it is not what it was
+        written = [tensor for tensor in (args[:1] if _writes(name) else [kwargs.get("out")]) if tensor is not None]
+        if written:
+            for tensor in written:
+                sources.write(tensor)
             return out
         same = name in _SAME or (name == "__getitem__" and len(args) > 1 and args[1] is Ellipsis)
+        numbers = [operand.number for operand in operands]
         values, form = tree_flatten((args, kwargs))
         operation = None if same else (name, form, *map(_described, values))
         for place, result in enumerate(results):
-            numbers = [operand.number for operand in operands]
             number = numbers[0] if operation is None else sources.computed((operation, place), numbers)
-            result.sources, result.number = sources, number
+            result.sources, result._given = sources, number
         return out
+
+
+def _writes(name: str) -> bool:
+    """Whether an operation writes to its first operand, by its name."""
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__") and name not in _SAME)
+
+
+def _storage(tensor: LabelledTensor) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.untyped_storage()
 
 
 def _name_of(func: Callable[..., Any]) -> str:
@@ -139,7 +169,7 @@ def _moved(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
         plain = tensor.as_subclass(Tensor)
         out = func(torch.empty(0, dtype=plain.dtype), *args[1:], **kwargs)
         moved = plain.detach().to(out.dtype).as_subclass(LabelledTensor)
-    moved.sources, moved.number = tensor.sources, tensor.number
+    moved.sources, moved._given = tensor.sources, tensor.number
     return moved
 
 

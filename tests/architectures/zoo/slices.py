@@ -22,6 +22,7 @@ from hf_mpruner import PruningPlan, apply_plan_
 from hf_mpruner.architectures import examine
 from hf_mpruner.errors import CheckpointError, MPrunerError
 from hf_mpruner.slicing import Slicing
+from hf_mpruner.verify.saved import same_bits
 from zoo.checks import find_cuts, name_cut, quiet
 from zoo.probe import Kept, one_line
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from zoo.tiny import Specimen
 
 STATUSES = {
-    "identical": "every cut that can be made in memory gives the same folder on disk",
+    "identical": "every cut that can be made in memory gives the same folder on disk, to the byte",
     "refused": "slicing on disk is refused with a reason",
     "wrong": "another folder than in memory",
     "no cut": "the model cannot be cut in memory either",
@@ -47,7 +48,7 @@ class SliceVerdict:
         cuts: how many cuts were made both ways.
         refusals: "cut: reason" of those that were made in memory only.
         failures: "cut: what differs".
-        notes: of cuts that cannot be made in memory.
+        notes: of cuts that cannot be made in memory, and of types that loading changes.
     """
 
     model_type: str
@@ -135,7 +136,12 @@ def try_cut(specimen: Specimen, stacks: Any, kept: Kept, folder: Path, verdict: 
         verdict.refusals.append(f"{cut}: {error}")
         return
     verdict.cuts += 1
-    if differs := compare(folder / "memory", folder / "disk"):
+    if retyped := find_retyped(folder / "memory", folder / "disk"):
+        verdict.notes.append(f"{cut}: stored in another type than loaded, and kept so: {', '.join(retyped)}")
+        differs = compare_loaded(kind, folder / "memory", folder / "disk")
+    else:
+        differs = compare(folder / "memory", folder / "disk")
+    if differs:
         verdict.failures.append(f"{cut}: {differs}")
 
 
@@ -159,6 +165,26 @@ def compare(memory: Path, disk: Path) -> str:
     return ""
 
 
+def find_retyped(memory: Path, disk: Path) -> list[str]:
+    """Tensors that loading casts, so that memory writes another type than the one that was stored and that stays on disk."""
+    one, other = (load_file(folder / "model.safetensors") for folder in (memory, disk))
+    return [name for name in one if name in other and one[name].dtype != other[name].dtype]
+
+
+def compare_loaded(kind: Any, memory: Path, disk: Path) -> str:
+    """What differs between two folders in all but the types of stored tensors: files beside, and models loaded, to the bit."""
+    for name in ("config.json", "generation_config.json"):
+        files = [folder / name for folder in (memory, disk)]
+        if [file.exists() for file in files] != [files[0].exists()] * 2:
+            return f"{name} is only in one"
+        if files[0].exists() and files[0].read_bytes() != files[1].read_bytes():
+            return f"{name} differs{_first_difference(*files)}"
+    one, other = (kind.from_pretrained(folder, dtype="auto").state_dict() for folder in (memory, disk))
+    if names := sorted(one.keys() ^ other.keys()):
+        return f"{names[0]} is only in one loaded model"
+    return next((f"{name} differs once loaded" for name in one if not same_bits(one[name], other[name])), "")
+
+
 def _first_difference(one: Path, other: Path) -> str:
     if one.suffix != ".safetensors":
         lines = zip(one.read_text().splitlines(), other.read_text().splitlines(), strict=False)
@@ -175,7 +201,11 @@ def summarize(results: Sequence[dict[str, Any]]) -> str:
     lines = [
         f"{len(results)} types: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     ]
-    lines.append(f"{sum(result.get('cuts', 0) for result in results)} cuts made both ways")
+    retyped = sum(any("another type" in note for note in result.get("notes", ())) for result in results)
+    cuts = sum(result.get("cuts", 0) for result in results)
+    lines.append(
+        f"{cuts} cuts made both ways; in {retyped} types some tensor is cast by loading, and stays as it is stored"
+    )
     for status in ("wrong", "crash", "timeout", "refused"):
         for result in sorted(results, key=lambda result: result["model_type"]):
             if result["status"] == status:
