@@ -80,7 +80,15 @@ def test_recovery_is_what_its_rounds_say_and_rounds_without_training_are_none():
 
 
 def test_a_compiled_model_is_counted_and_not_compiled_again():
-    graphs, model = [], nn.Linear(2, 2)
+    class Model(nn.Module):  # a class of torch's own would be traced with its hooks
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, input_ids):
+            return self.linear(input_ids)
+
+    graphs, model = [], Model()
 
     def backend(graph, inputs):
         graphs.append(graph)
@@ -90,7 +98,7 @@ def test_a_compiled_model_is_counted_and_not_compiled_again():
 
     def evaluate():
         with torch.no_grad():
-            return compiled(input=torch.ones(2, 2))
+            return compiled(input_ids=torch.ones(2, 2))
 
     for _ in range(3):
         Spending(lambda: record, model)("evaluating", evaluate)()
