@@ -23,6 +23,7 @@ SAMPLE = {
     "jamba": "a hybrid with experts",
     "llava": "a tower in a language model, names that changed",
     "wav2vec2": "parametrized weights",
+    "iquestcoder": "the class reads its config as one of another type than the Auto class finds",
 }
 SLOW = {"qwen3_moe", "llava", "whisper", "wav2vec2"}
 
