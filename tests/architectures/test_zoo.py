@@ -41,8 +41,19 @@ REFUSED = {
 }
 
 
-# Half a minute each.
-SLOW = {"deformable_detr", "blip-2", "donut-swin", "pvt_v2", "qwen2_vl", "switch_transformers"}
+# Dear, and another type of the same kind is in the default tests (gemma3: in test_families.py).
+SLOW = {
+    "deformable_detr",
+    "blip-2",
+    "donut-swin",
+    "gemma3",
+    "nllb-moe",
+    "pegasus_x",
+    "pvt_v2",
+    "qwen2_vl",
+    "switch_transformers",
+    "umt5",
+}
 
 
 def marks_of(name: str) -> list[Any]:

@@ -70,6 +70,7 @@ def test_two_processes_prune_as_one_command(world, tmp_path):
     assert sum(p.numel() for p in model.parameters()) == report.after.parameters
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_data_of_an_analysis(world, tmp_path, capsys, monkeypatch):
     from hf_mpruner.cli import main
 
