@@ -227,11 +227,8 @@ def make_page(results: Path = RESULTS, page: Path = PAGE) -> str:
 def in_words(setting: dict[str, Any], comparison: Comparison) -> str:
     """What was measured on what, in sentences."""
     model, versions = comparison.settings["model"], comparison.settings["versions"]
-    beside = (
-        f"{setting['processes']} processes side by side"
-        if setting["processes"] > 1
-        else "one process beside other work"
-    )
+    number = setting["processes"]
+    load = f"{number} processes of one thread side by side" if number > 1 else "one thread beside other work"
     steps = f"{setting['max_steps']} steps of {setting['batch_size']}"
     budget = steps if setting["max_steps"] > 0 else counted(setting["recovery_epochs"], "epoch")
     layers = " and ".join(f"{depth} layers" for depth in model["layers"].values())
@@ -252,7 +249,7 @@ def in_words(setting: dict[str, Any], comparison: Comparison) -> str:
     return (
         f"{what} AdamW, {setting['batch_size']} examples a step, a rate of {setting['learning_rate']:g} that decays to 0. Criteria "
         f"measure on {setting['calibration_samples']:,} training examples, others with each of {len(comparison.seeds)} seeds. "
-        f"{model['dtype']} on {comparison.settings['device']}, {beside} of one thread, so "
+        f"{model['dtype']} on {comparison.settings['device']}, {load}, so "
         f"seconds are those of a busy machine; torch {versions['torch']}, transformers {versions['transformers']}. Such small "
         "models on one kind of text need not speak for large ones."
     )
