@@ -325,3 +325,13 @@ def test_the_configs_class_is_not_changed(tmp_path):
     assert {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()} == before
     assert torch.equal(torch.get_rng_state(), state)
     assert AutoConfig.from_pretrained(tmp_path / "out").num_hidden_layers == 2
+
+
+def test_a_generation_config_that_cannot_be_read_is_not_taken_for_none(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2))
+    model.save_pretrained(tmp_path / "whole")
+    plan = PruningPlan.from_kept({"transformer.h": [0]}, find_block_stacks(model))
+    (tmp_path / "whole" / "generation_config.json").write_text("{")
+    with pytest.raises(OSError, match=r"generation_config\.json"):
+        slice_checkpoint(tmp_path / "whole", plan, tmp_path / "smaller")
+    assert not (tmp_path / "smaller").exists()

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_mpruner.hub import Secrets, find_leaks
 
@@ -153,25 +153,21 @@ def _find_modules(checkpoint: Checkpoint) -> list[str]:
         return []
 
 
-def find_generation_config(checkpoint: Checkpoint, token: str | bool | None = None) -> GenerationConfig | None:
+def find_generation_config(checkpoint: Checkpoint) -> GenerationConfig | None:
     """The generation config that a model loaded from this checkpoint has; `None` if the model's config says it all.
 
-    As `from_pretrained` does: of generation_config.json, else of the settings for generating in an old config.json.
+    As `from_pretrained` does: of generation_config.json, else of the settings for generating in an old config.json. Only a
+    checkpoint that does not have the file is without one: it is not lost because the Hub cannot be asked just now.
+
+    Raises:
+        CheckpointError: if the Hub does not give a file that is there.
+        OSError: for a file that is no JSON.
     """
     from transformers import GenerationConfig
 
-    place = checkpoint.source
-    try:
-        return GenerationConfig.from_pretrained(place, revision=checkpoint.commit or "main", token=token)
-    except OSError:
-        pass
-    try:
-        return GenerationConfig.from_pretrained(
-            place,
-            config_file_name="config.json",
-            revision=checkpoint.commit or "main",
-            token=token,
-            _from_model_config=True,
-        )
-    except OSError:
-        return None
+    for name in ("generation_config.json", "config.json"):
+        if name in checkpoint.folder_files:
+            old: dict[str, Any] = {"_from_model_config": True} if name == "config.json" else {}
+            folder = checkpoint.fetch(name).parent
+            return GenerationConfig.from_pretrained(folder, config_file_name=name, **old)
+    return None

@@ -93,7 +93,7 @@ class Slicing:
             # from_pretrained reads a config of the class's own, which may be of another type than the Auto class finds
             own: Any = model_class.config_class or AutoConfig
             config = own.from_pretrained(os.fspath(source), **place)
-            generation_config = find_generation_config(self.checkpoint, token)
+            generation_config = find_generation_config(self.checkpoint)
         self.model_class = model_class
         self._traced = self._by_names(
             lambda: trace(
