@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -93,14 +94,30 @@ def write_tensors_of(
             target.truncate(header.end)
             placed.update({tensor: (target, where) for tensor, where in header.placed.items()})
         bar = stack.enter_context(_bar(sum(where.length for _, where in placed.values()), progress))
+        # What is copied goes to the disk while the next file is read, so that little is left to wait for at the end.
+        flusher = stack.enter_context(ThreadPoolExecutor(1))
+        flushes: list[Future[None]] = []
         for shard in dict.fromkeys(checkpoint.shard_of[piece.source] for piece in recipe.values()):
             file, header = checkpoint.shard(shard)
             here = {name: piece for name, piece in recipe.items() if checkpoint.shard_of[piece.source] == shard}
             _fill(file, header, here, placed, bar)
+            flushes += [flusher.submit(os.fsync, number) for number in {placed[name][0].fileno() for name in here}]
+        for flush in flushes:
+            _finish(flush, folder)
     written = [folder / name for name in headers]
     if split.is_sharded:
         written.append(_write_index(folder, split, num_parameters))
     return written
+
+
+def _finish(flush: Future[None], folder: Path) -> None:
+    """Wait until bytes are on the disk, where writing can still fail."""
+    try:
+        flush.result()
+    except OSError as error:
+        raise CheckpointError(
+            f"Writing into '{folder}' failed: {error}. Make room on the disk, or take another one, then try again."
+        ) from error
 
 
 def _shape_target(checkpoint: Checkpoint, name: str, piece: Piece) -> StoredTensor:
