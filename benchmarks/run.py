@@ -26,7 +26,7 @@ from measure import describe, shown
 HERE = Path(__file__).parent
 # In this order, with these words beside --json; most use the script's own defaults.
 BENCHMARKS: dict[str, list[str]] = {
-    "analysis_overhead": ["--repeats", "5"],
+    "analysis_overhead": ["--repeats", "5", "--repeats_others", "2"],
     "memory": [],
     "growth": [],
     "floor": ["--repeats", "3"],
