@@ -131,11 +131,11 @@ class RoundPlanner:
             self._measured_at = step
         matrices, seconds = self._measured
         clusters = {
-            path: find_clusters(matrix, threshold=self.config.threshold, linkage=self.config.linkage)
+            path: find_clusters(matrix, threshold=self.config.fixed_threshold, linkage=self.config.linkage)
             for path, matrix in matrices.items()
         }
         if all(len(cluster.layers) == 1 for found in clusters.values() for cluster in found):
-            return f"no two neighbouring layers are alike at threshold {self.config.threshold:g}"
+            return f"no two neighbouring layers are alike at threshold {self.config.fixed_threshold:g}"
         protect = _entries(self._live_protected(record, list(matrices)))
         for granularity in range(record.granularity, self.config.max_granularity + 1):
             plan = PruningPlan.from_clusters(clusters, stacks, granularity, protect)

@@ -120,7 +120,7 @@ def _analyze(
     profile.write(folder)
     show(
         args,
-        table=_table(matrices, choices, config.threshold) + halves.to_table(parts) + profile.to_table(),
+        table=_table(matrices, choices, config.fixed_threshold) + halves.to_table(parts) + profile.to_table(),
         values={
             "model": args.model,
             "similarity": {path: matrix.to_dict() for path, matrix in matrices.items()},
@@ -133,7 +133,7 @@ def _analyze(
         },
         quiet=str(plan),
     )
-    _say_next(args, plan.num_removed, config.threshold, drawn)
+    _say_next(args, plan.num_removed, config.fixed_threshold, drawn)
     return 0
 
 
@@ -211,7 +211,7 @@ def _choices(model: Any, matrices: Any, stacks: Any, config: Any) -> list[dict[s
     from .measure import cluster
 
     choices = []
-    for threshold in sorted({*THRESHOLDS, config.threshold}, reverse=True):
+    for threshold in sorted({*THRESHOLDS, config.fixed_threshold}, reverse=True):
         clusters = cluster(matrices, config, threshold)
         plan = PruningPlan.from_clusters(clusters, stacks, config.granularity, config.protect)
         choice: dict[str, Any] = {

@@ -49,7 +49,7 @@ def add_config_flags(parser: argparse.ArgumentParser, *, only: Sequence[str] | N
         if only is not None and field.name not in only:
             continue
         default = defaults.get(field.name, _default(field))
-        shown = "" if default is None or default == [] else f" (default: {default})"
+        shown = "" if default in (None, [], "") else f" (default: {default})"
         _add_flag(group, field.name, hints[field.name], field.metadata["help"] + shown)
 
 
@@ -106,6 +106,10 @@ def _add_flag(group: Any, name: str, hint: Any, text: str) -> None:
     # without a default, so that what neither was typed nor stands in the file is not in the namespace
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     if get_origin(hint) in (Union, types.UnionType):
+        words = [word for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part)]
+        if words:
+            group.add_argument(f"--{name}", type=_NumberOr(words), metavar=f"FLOAT|{'|'.join(words)}", **options)
+            return
         hint = next(part for part in get_args(hint) if part is not type(None))
     if hint is bool:
         group.add_argument(f"--{name}", f"--no_{name}", action=_Switch, **options)
@@ -115,6 +119,17 @@ def _add_flag(group: Any, name: str, hint: Any, text: str) -> None:
         group.add_argument(f"--{name}", nargs="+", metavar=name.removesuffix("s").upper(), **options)
     else:
         group.add_argument(f"--{name}", type=hint, metavar=hint.__name__.upper(), **options)
+
+
+class _NumberOr:
+    """Reads a number, or one of some words."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+        self.__name__ = f"number or {' or '.join(words)}"  # argparse names it in its errors
+
+    def __call__(self, text: str) -> float | str:
+        return text if text in self.words else float(text)
 
 
 class _Switch(argparse.Action):

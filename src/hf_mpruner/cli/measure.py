@@ -87,7 +87,7 @@ def suggest(
     name: str, model: PreTrainedModel, matrices: Matrices, stacks: list[BlockStack], config: PruningConfig
 ) -> PruningPlan:
     """The plan that the config makes of the similarities, with them as its evidence."""
-    clusters = cluster(matrices, config, config.threshold)
+    clusters = cluster(matrices, config, config.fixed_threshold)
     return PruningPlan.from_clusters(
         clusters,
         stacks,
@@ -98,7 +98,7 @@ def suggest(
         source_model=None if Path(name).exists() else name,
         source_revision=getattr(model.config, "_commit_hash", None),
         evidence={
-            "threshold": config.threshold,
+            "threshold": config.fixed_threshold,
             "linkage": config.linkage,
             "granularity": config.granularity,
             "similarity": {path: matrix.to_dict() for path, matrix in matrices.items()},

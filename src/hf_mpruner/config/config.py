@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from hf_mpruner.clusters import Linkage
 from hf_mpruner.sequential import SequentialStop
 from hf_mpruner.similarity import PROTOCOLS, SimilarityProtocol
 from hf_mpruner.storage import write_json
 
-from .layers import protect_entries, target_entries
+from .checks import ENTRIES, check_config
+from .kinds import LearningRatePolicy, RecoveryKind, SnapshotPlace, TeacherDtype, Verification
+from .limits import UNITS, Limit, read_limit
 
 CONFIG_NAME = "pruning_config.json"
-
-SnapshotPlace = Literal["cpu", "device", "disk"]
-Verification = Literal["structure", "full"]
-RecoveryKind = Literal["full", "lora"]
-LearningRatePolicy = Literal["run", "restart"]
-TeacherDtype = Literal["float32", "bfloat16", "float16"]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -39,7 +34,9 @@ class PruningConfig:
     > What is alike
 
     Args:
-        threshold (`float`): similarity, in 0..1, from which neighbouring layers form a cluster (the paper's tau).
+        threshold (`float` or `"auto"`): similarity, in 0..1, from which neighbouring layers form a cluster (the paper's
+            tau). `"auto"`: how many layers go is searched for, the most that the judgement allows, from those that
+            `criterion` can miss best.
         linkage (`"anchor"` or `"chain"`): a layer joins a cluster by its similarity to the cluster's first layer
             (the reference code) or to its predecessor (Algorithm 3 as printed).
         preset (`"default"` or `"paper"`): measuring protocol. `"paper"` is the reference code's for BERT: biased
@@ -57,9 +54,16 @@ class PruningConfig:
 
     Args:
         criterion (`str`): what decides which layers go: `"cka"` or another name of
-            [`known_criteria`][hf_mpruner.criteria.known_criteria], or `"module:Class"`.
+            [`known_criteria`][hf_mpruner.criteria.known_criteria], or `"module:Class"`. By default `"cka"`; for
+            `threshold="auto"` it is `"mixture"`, which lets the others propose and takes what measures best.
         target_num_layers (list of `str`, *optional*): how many layers are to be left: `6` in every stack, or
-            `"encoder.block:6"` in one. Without it and `layers_per_round`, `cka` removes whole clusters at `threshold`.
+            `"encoder.block:6"` in one; with `threshold="auto"` the fewest that may be left. Without any target and
+            `layers_per_round`, `cka` removes whole clusters at `threshold`.
+        target_parameters (`str`, *optional*): how many parameters may be left at most: `"60M"`, or `"60%"` of the uncut
+            model's. Of several targets the strictest counts.
+        target_size (`str`, *optional*): how many bytes the saved weights may have at most: `"250MB"`, or `"60%"`.
+        target_latency (`str`, *optional*): how long a forward pass on a calibration batch may take at most: `"12ms"`, or
+            `"60%"` of the uncut model's.
         layers_per_round (`int`, *optional*): how many layers of each stack go in one round; by default all that
             `target_num_layers` asks for. A rejected round is tried again with 1/k of them, k = 2, 3.
         granularity (`int`): 1..3, the paper's k in the first round: of a cluster, the members `cluster[1::k]` go.
@@ -73,6 +77,9 @@ class PruningConfig:
     Args:
         max_metric_drop (`float`): the largest accepted drop against the uncut model, in the metric's own unit
             (0.01 is one point of an accuracy in 0..1; the paper's gamma).
+        confidence (`float`, *optional*): with which probability, e.g. 0.95, the true drop of the model that is kept is
+            to be within `max_metric_drop`: a cut is accepted only if the upper confidence bound of its drop is, on
+            examples that have no other use. By default the measured drop is compared, as in the paper.
         metric (`str`, *optional*): name as `compute_metrics` returns it; or `"loss"`, or `"perplexity"`, which is
             `exp(loss)` if `compute_metrics` does not return it. By default the Trainer's `metric_for_best_model`, else
             the only metric that `compute_metrics` returns.
@@ -101,7 +108,8 @@ class PruningConfig:
             about ten times the model's rate; the Trainer's own by default.
         restart_warmup (`float`): share, in 0..1, of a round's recovery steps that warm up under `"restart"`.
         max_rounds (`int`, *optional*): stop after so many rounds.
-        stop_when_done (`bool`): end the training once no round is left, instead of training the rest of the epochs.
+        stop_when_done (`bool`): end the training once no round is left, instead of training the rest of the epochs; always
+            so with `confidence`, whose promise is about the weights that were judged.
         snapshot (`"cpu"`, `"device"` or `"disk"`): where the weights for a rollback are kept.
         verify (`"structure"` or `"full"`): what a cut must pass. `"structure"` compares with the model that the new
             config builds, without running anything. `"full"` also runs the first calibration batch: the cut model must
@@ -118,7 +126,9 @@ class PruningConfig:
         'tokens'
     """
 
-    threshold: float = field(default=0.98, metadata=_help("similarity in 0..1 that joins neighbouring layers"))
+    threshold: float | Literal["auto"] = field(
+        default=0.98, metadata=_help("similarity in 0..1 that joins neighbouring layers, or auto: search")
+    )
     linkage: Linkage = field(default="anchor", metadata=_help("compare with the cluster's first layer, or in a chain"))
     preset: Literal["default", "paper"] = field(default="default", metadata=_help("measuring protocol"))
     estimator: Literal["unbiased", "biased"] | None = field(default=None, metadata=_help("HSIC estimator"))
@@ -137,16 +147,24 @@ class PruningConfig:
         default=None, metadata=_help("stop measuring once the clusters are settled at this error rate, e.g. 0.05")
     )
     seed: int = field(default=0, metadata=_help("draws the calibration sample"))
-    criterion: str = field(default="cka", metadata=_help("what decides which layers go"))
+    criterion: str = field(
+        default="", metadata=_help("what decides which layers go (default: cka; of --threshold auto mixture)")
+    )
     target_num_layers: list[str] | None = field(
         default=None, metadata=_help("layers to be left: 6 in every stack, or encoder.block:6")
     )
+    target_parameters: str | None = field(default=None, metadata=_help("parameters left at most: 60M, or 60%"))
+    target_size: str | None = field(default=None, metadata=_help("bytes of saved weights at most: 250MB, or 60%"))
+    target_latency: str | None = field(default=None, metadata=_help("time of a forward pass at most: 12ms, or 60%"))
     layers_per_round: int | None = field(default=None, metadata=_help("layers of a stack that go in one round"))
     granularity: int = field(default=1, metadata=_help("the paper's k of the first round: cluster[1::k] go"))
     max_granularity: int = field(default=3, metadata=_help("coarsest k after rejected rounds"))
     protect: list[str] = field(default_factory=list, metadata=_help("layers that stay: 0, -1 or encoder.block:0"))
     stacks: list[str] | None = field(default=None, metadata=_help("paths of the stacks to prune (default: all)"))
     max_metric_drop: float = field(default=0.01, metadata=_help("largest accepted drop, in the metric's own unit"))
+    confidence: float | None = field(
+        default=None, metadata=_help("probability that the true drop is within max_metric_drop, e.g. 0.95")
+    )
     metric: str | None = field(default=None, metadata=_help("metric that decides, as compute_metrics names it"))
     greater_is_better: bool | None = field(default=None, metadata=_help("direction of the metric, if not known"))
     start_epoch: int = field(default=0, metadata=_help("epochs trained before the first cut"))
@@ -171,61 +189,52 @@ class PruningConfig:
     verify: Verification = field(default="structure", metadata=_help("full also runs each cut and a saved copy of it"))
 
     def __post_init__(self) -> None:
-        """Check every value; nothing is coerced but `protect`, whose entries become strings."""
-        object.__setattr__(self, "protect", protect_entries(self.protect))
-        object.__setattr__(self, "target_num_layers", target_entries(self.target_num_layers))
-        if not 0 <= self.threshold <= 1:
-            hint = f" for {self.threshold:g} % pass threshold={self.threshold / 100:g}." if self.threshold > 1 else ""
-            raise ValueError(
-                f"threshold={self.threshold} is outside 0..1. Similarity is a fraction here:{hint or ' pass 0.98, say.'}"
-            )
-        if not self.max_metric_drop >= 0:
-            raise ValueError(
-                f"max_metric_drop={self.max_metric_drop} is negative or not a number. It is the largest accepted "
-                "drop in the metric's own unit: pass 0.01 for one point of an accuracy in 0..1."
-            )
-        for name, low, high in (
-            ("granularity", 1, 3),
-            ("max_granularity", 1, 3),
-            ("calibration_samples", 1, None),
-            ("calibration_batch_size", 1, None),
-            ("start_epoch", 0, None),
-            ("recovery_epochs", 0, None),
-            ("max_rounds", 1, None),
-            ("lora_rank", 1, None),
-            ("lora_alpha", 1, None),
-            ("layers_per_round", 1, None),
-        ):
-            _check_int(name, getattr(self, name), low, high, optional=name in ("max_rounds", "layers_per_round"))
-        if self.granularity > self.max_granularity:
-            raise ValueError(
-                f"granularity={self.granularity} is coarser than max_granularity={self.max_granularity}: no round "
-                f"could run. Pass max_granularity={self.granularity} or a smaller granularity."
-            )
-        for name, allowed in (
-            ("linkage", get_args(Linkage)),
-            ("snapshot", get_args(SnapshotPlace)),
-            ("verify", get_args(Verification)),
-            ("preset", tuple(PROTOCOLS)),
-            ("recovery", get_args(RecoveryKind)),
-            ("learning_rate_policy", get_args(LearningRatePolicy)),
-            ("teacher_dtype", (*get_args(TeacherDtype), None)),
-        ):
-            if getattr(self, name) not in allowed:
-                allowed = tuple(map(str, allowed))
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known: pass one of {', '.join(allowed)}.")
-        if self.criterion != "cka" and self.plans_by_threshold:
-            raise ValueError(
-                f"criterion={self.criterion!r} ranks layers and does not say how many go: pass target_num_layers=6, say, or "
-                "layers_per_round=1."
-            )
-        _check_recovery(self)
+        """Check every value; nothing is coerced but lists of entries and limits, which become strings."""
+        for name, read in ENTRIES.items():
+            object.__setattr__(self, name, read(getattr(self, name)))
+        if not self.criterion:
+            object.__setattr__(self, "criterion", "mixture" if self.searches else "cka")
+        check_config(self)
         _ = self.protocol, self.stop  # a wrong field of theirs is an error now, not at the first round
 
     @property
     def plans_by_threshold(self) -> bool:
         """Whether whole clusters go (MPruner), and not a number of layers."""
-        return self.target_num_layers is None and self.layers_per_round is None
+        return not self.searches and not self.has_target and self.layers_per_round is None
+
+    @property
+    def searches(self) -> bool:
+        """Whether the number of layers that go is searched for, instead of given by a threshold or a target."""
+        return self.threshold == "auto"
+
+    @property
+    def fixed_threshold(self) -> float:
+        """The threshold of clusters.
+
+        Raises:
+            ValueError: for `threshold="auto"`, which has none.
+        """
+        if self.threshold == "auto":
+            raise ValueError(
+                "threshold='auto' searches and names no similarity: pass a number here, e.g. threshold=0.98."
+            )
+        return self.threshold
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the user said how small the model is to be."""
+        return self.target_num_layers is not None or bool(self.limits)
+
+    @property
+    def limits(self) -> dict[str, Limit]:
+        """What the cut model may have at most, by name of its field: parameters, bytes on disk, seconds."""
+        texts = {name: getattr(self, name) for name in UNITS}
+        return {name: read_limit(name, text) for name, text in texts.items() if text is not None}
+
+    @property
+    def ends_when_done(self) -> bool:
+        """Whether the training ends once no round is left; a promise is about the weights that were judged."""
+        return self.stop_when_done or self.confidence is not None
 
     @property
     def distils(self) -> bool:
@@ -257,7 +266,7 @@ class PruningConfig:
                 f"similarity_error_rate={self.similarity_error_rate!r} is not between 0 and 1. It is the probability of "
                 "other clusters than those of unlimited data: pass 0.05, say."
             )
-        return SequentialStop(self.threshold, self.linkage, self.similarity_error_rate)
+        return SequentialStop(self.fixed_threshold, self.linkage, self.similarity_error_rate)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, ready for JSON."""
@@ -294,37 +303,3 @@ class PruningConfig:
         if not file.is_file():
             raise FileNotFoundError(f"No {CONFIG_NAME} at '{path}'. Pass the file or the folder that holds it.")
         return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
-
-
-def _check_recovery(config: PruningConfig) -> None:
-    for name, low, high in (
-        ("distillation_weight", 0.0, 1.0),
-        ("distillation_hidden_weight", 0.0, math.inf),
-        ("restart_warmup", 0.0, 1.0),
-    ):
-        value = getattr(config, name)
-        if not low <= value <= high:
-            allowed = f"{low:g}..{high:g}" if high < math.inf else f"{low:g} or more"
-            raise ValueError(f"{name}={value!r} is not allowed: pass a number, {allowed}.")
-    if not config.distillation_temperature > 0:
-        raise ValueError(
-            f"distillation_temperature={config.distillation_temperature!r} is not above 0: pass 2.0, say."
-        )
-    rate = config.recovery_learning_rate
-    if rate is not None and not 0 < rate < math.inf:
-        raise ValueError(f"recovery_learning_rate={rate!r} is no learning rate: pass a number above 0, e.g. 1e-4.")
-    if config.recovery == "lora" and config.recovery_epochs == 0:
-        raise ValueError("recovery='lora' needs epochs to train the adapters: pass recovery_epochs=1 or more.")
-    if config.recovery == "lora" and config.freeze_untouched:
-        raise ValueError(
-            "recovery='lora' freezes the whole model and trains adapters, so freeze_untouched=True adds nothing: pass "
-            "one of the two."
-        )
-
-
-def _check_int(name: str, value: object, low: int, high: int | None, *, optional: bool) -> None:
-    if value is None and optional:
-        return
-    allowed = f"{low}..{high}" if high is not None else f"{low} or more"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise ValueError(f"{name}={value!r} is not allowed: pass a whole number, {allowed}.")
