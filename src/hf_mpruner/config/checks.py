@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from hf_mpruner.clusters import Linkage
 from hf_mpruner.similarity import PROTOCOLS
@@ -14,8 +14,8 @@ from .kinds import LearningRatePolicy, RecoveryKind, SnapshotPlace, TeacherDtype
 from .layers import protect_entries, target_entries
 from .limits import UNITS, limit_text
 
-if TYPE_CHECKING:
-    from .config import PruningConfig
+# A `PruningConfig`, whose module imports this one.
+Config = Any
 
 # Fields whose values become strings.
 ENTRIES: dict[str, Callable[[Any], Any]] = {
@@ -25,7 +25,7 @@ ENTRIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def check_config(config: PruningConfig) -> None:
+def check_config(config: Config) -> None:
     """Refuse values outside their range, and fields that contradict each other.
 
     Raises:
@@ -51,7 +51,7 @@ def check_config(config: PruningConfig) -> None:
         ("confidence", config.confidence is not None),
         *((n, True) for n in config.limits),
     ):
-        if given:  # TODO: each goes with what builds it
+        if given:  # each line goes with what builds it
             raise ValueError(f"{name} is not built yet.")
     for name, low, high in (
         ("granularity", 1, 3),
@@ -91,7 +91,7 @@ def check_config(config: PruningConfig) -> None:
     _check_recovery(config)
 
 
-def _check_promise(config: PruningConfig) -> None:
+def _check_promise(config: Config) -> None:
     confidence = config.confidence
     if confidence is None:
         return
@@ -110,7 +110,7 @@ def _check_promise(config: PruningConfig) -> None:
         )
 
 
-def _check_recovery(config: PruningConfig) -> None:
+def _check_recovery(config: Config) -> None:
     for name, low, high in (
         ("distillation_weight", 0.0, 1.0),
         ("distillation_hidden_weight", 0.0, math.inf),
