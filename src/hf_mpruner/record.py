@@ -139,6 +139,7 @@ class PruningRecord:
         peak_memory (`dict`): bytes, the most so far: `"process"` is resident memory since the process began, `"accelerator"`
             what torch's allocator has handed out.
         best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
+        search (`dict`): what the search for the number of layers can cost: `SearchBounds.to_dict()`; empty without one.
     """
 
     depths: dict[str, int]
@@ -167,6 +168,7 @@ class PruningRecord:
     disk_bytes: int | None = None
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pending(self) -> Round | None:

@@ -1,0 +1,188 @@
+"""How many layers are tried next where nobody says how many go: galloping, then bisection, read off the record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+from .record import PruningRecord, Round
+
+
+class Standing(NamedTuple):
+    """Where a search stands.
+
+    Args:
+        removed (`int`): layers that the last accepted model lacks.
+        rejected (`int`, *optional*): the smallest number of layers whose cut was judged and rejected.
+        num_accepted (`int`): accepted rounds.
+        num_rejected (`int`): rounds that were judged and rejected.
+        refused (`frozenset` of `int`): numbers whose cut from the last accepted model could not be proved right.
+    """
+
+    removed: int = 0
+    rejected: int | None = None
+    num_accepted: int = 0
+    num_rejected: int = 0
+    refused: frozenset[int] = frozenset()
+
+    @property
+    def num_recoveries(self) -> int:
+        """Candidates that were trained and judged."""
+        return self.num_accepted + self.num_rejected
+
+
+@dataclass(frozen=True)
+class SearchBounds:
+    """What a search can cost at most, known before its first cut.
+
+    Args:
+        numbers (`tuple` of `int`): the numbers of layers, over all stacks, that may go together; ascending.
+        most_recoveries (`int`): candidates that are trained and judged at most.
+        num_branches (`int`): one more than the number of rejections after which a further candidate can follow: what
+            `TestLevels` has to pay for.
+    """
+
+    numbers: tuple[int, ...]
+    most_recoveries: int
+    num_branches: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[int], max_rounds: int | None = None) -> SearchBounds:
+        """The bounds of a search through some numbers of layers.
+
+        Args:
+            numbers (sequence of `int`): ascending, without 0.
+            max_rounds (`int`, *optional*): rounds after which the run stops anyway.
+
+        Example:
+            >>> SearchBounds.of(range(1, 12))
+            SearchBounds(numbers=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), most_recoveries=6, num_branches=3)
+        """
+        recoveries, rejections = _worst(len(numbers), 0)
+        most = recoveries if max_rounds is None else min(recoveries, max_rounds)
+        return cls(tuple(numbers), most, rejections + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**asdict(self), "numbers": list(self.numbers)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SearchBounds:
+        """Build from `to_dict()`'s result."""
+        return cls(**{**values, "numbers": tuple(values["numbers"])})
+
+
+def stand(record: PruningRecord) -> Standing:
+    """Where the search of a run stands; what a run that is gone on with needs to know is all here.
+
+    A round that was refused, or whose cut was taken back without an evaluation, was not tested.
+    """
+    before = sum(record.depths.values())
+    removed = before - sum(map(len, record.kept.values()))
+    accepted, rejected, refused = 0, list[int](), set[int]()
+    for round_ in record.rounds:
+        number = before - sum(map(len, round_.kept.values()))
+        if round_.verdict in ("accepted", "unjudged"):
+            accepted += 1
+            refused.clear()
+        elif round_.refused:
+            refused.add(number)
+        elif was_tested(round_):
+            rejected.append(number)
+    return Standing(removed, min(rejected, default=None), accepted, len(rejected), frozenset(refused))
+
+
+def was_tested(round_: Round) -> bool:
+    """Whether a round's cut was evaluated and got a verdict by that."""
+    return round_.verdict in ("accepted", "rejected") and round_.after.evaluation_seconds is not None
+
+
+def next_number(possible: Sequence[int], standing: Standing) -> int | None:
+    """The number of layers to try next, all that are gone already included; `None` once the search is over.
+
+    Until something is rejected 1, 2, 4, ... more of the possible numbers are skipped to than were accepted last, and the
+    largest one where that is beyond it. Then the middle one of those between the accepted and the rejected number. Both
+    assume that more layers lose more; where that is wrong, a larger number that would pass may be missed.
+
+    Args:
+        possible (sequence of `int`): ascending, what the last accepted model can be cut to.
+        standing (`Standing`): so far.
+
+    Example:
+        >>> next_number(range(1, 12), Standing())
+        1
+        >>> next_number(range(1, 12), Standing(removed=3, num_accepted=2))
+        7
+        >>> next_number(range(1, 12), Standing(removed=3, rejected=7, num_accepted=2, num_rejected=1))
+        5
+    """
+    end = standing.rejected
+    left = [
+        number
+        for number in possible
+        if number > standing.removed and (end is None or number < end) and number not in standing.refused
+    ]
+    return left[_place(len(left), standing.num_accepted if end is None else None)] if left else None
+
+
+def most_recoveries(num_numbers: int) -> int:
+    """The most candidates that a search through so many numbers of layers trains and judges: about 2 log2 of it.
+
+    Example:
+        >>> [most_recoveries(number) for number in (1, 2, 3, 5, 11, 23, 47)]
+        [1, 2, 3, 4, 6, 8, 10]
+    """
+    return _worst(num_numbers, 0)[0]
+
+
+def num_branches(num_numbers: int) -> int:
+    """One more than the number of rejections after which a search through so many numbers can try another.
+
+    Example:
+        >>> [num_branches(number) for number in (1, 2, 3, 11, 47)]
+        [1, 1, 2, 3, 5]
+    """
+    return _worst(num_numbers, 0)[1] + 1
+
+
+def count_recoveries(record: PruningRecord) -> str:
+    """In words, how many candidates were trained and judged, and how many that could have been; empty without a search.
+
+    Args:
+        record (`PruningRecord`): of a run.
+    """
+    if not record.search:
+        return ""
+    return f"{stand(record).num_recoveries} of at most {SearchBounds.from_dict(record.search).most_recoveries}"
+
+
+def why_over(record: PruningRecord, standing: Standing) -> str:
+    """Why no further number is tried, in words."""
+    found = f"{standing.removed} of {sum(record.depths.values())} layers go"
+    if standing.rejected is None:
+        reason = "no further layer can go" if standing.removed else "no layer can go"
+    elif standing.removed:
+        reason = f"the search is over: {found}, {standing.rejected} were rejected"
+    else:
+        reason = f"the search is over: even {standing.rejected} of {sum(record.depths.values())} layers was rejected"
+    refused = sorted(number for number in standing.refused if number < (standing.rejected or number + 1))
+    return f"{reason}; refused: {', '.join(map(str, refused))}" if refused else reason
+
+
+def _place(num_left: int, num_accepted: int | None) -> int:
+    """Which of the numbers that are left is next; `num_accepted` is `None` once something was rejected."""
+    return (num_left - 1) // 2 if num_accepted is None else min(2**num_accepted, num_left) - 1
+
+
+@cache
+def _worst(num_left: int, num_accepted: int | None) -> tuple[int, int]:
+    """Most candidates from here on, and most rejections after which one more candidate follows."""
+    if not num_left:
+        return 0, 0
+    place = _place(num_left, num_accepted)
+    tests_below, rejections_below = _worst(place, None)
+    tests_above, rejections_above = _worst(num_left - place - 1, None if num_accepted is None else num_accepted + 1)
+    rejected_here = 1 + rejections_below if place else 0
+    return 1 + max(tests_below, tests_above), max(rejected_here, rejections_above)
