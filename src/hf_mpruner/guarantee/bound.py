@@ -1,0 +1,179 @@
+"""`bound_drop`: the measured drop of a metric, and the upper confidence bound of the true one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import MPrunerError
+from .means import MIN_UNITS, mean_at_most
+from .outcomes import Outcomes
+from .proportions import PairedTest
+from .replicates import metric_at_most
+
+
+@dataclass(frozen=True)
+class DropBound:
+    """How much worse than the uncut model the cut one may be, from their outcomes on the same examples.
+
+    Args:
+        drop (`float`): as measured, in the metric's unit; positive means worse, whichever direction is better.
+        upper (`float`): the true drop is above this with probability `level` at most.
+        level (`float`): 1 - confidence of this bound.
+        max_drop (`float`): the drop that was allowed.
+        holds (`bool`): `upper <= max_drop`.
+        p_value (`float`, *optional*): of "the true drop is `max_drop` or more", where the method has one.
+        method (`str`): in words.
+        num_examples (`int`): of the judging set.
+        num_units (`int`): of paired numbers; the examples for a metric of the whole set.
+        unit (`str`): `"examples"` or `"batches"`.
+        counts (`dict`): for 0/1 outcomes how many examples got `"worse"`, `"better"`, stayed `"same"`; else empty.
+        needed (`int`, *optional*): about how many examples, at these rates, would make the bound hold; if it holds: would
+            halve its distance from the drop. `None` if no number would, or there is no distance.
+    """
+
+    drop: float
+    upper: float
+    level: float
+    max_drop: float
+    holds: bool
+    p_value: float | None
+    method: str
+    num_examples: int
+    num_units: int
+    unit: str
+    counts: dict[str, int]
+    needed: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DropBound:
+        """Build from `to_dict()`'s result."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+def bound_drop(
+    before: Outcomes, after: Outcomes, *, greater_is_better: bool, max_drop: float, level: float
+) -> DropBound:
+    """Bound the true drop of a metric by the paired outcomes of two models.
+
+    0/1 outcomes: an exact test, which holds for any number of examples. Numbers per unit: Student's t. Metrics of the
+    whole set: paired bootstrap. The last two hold for many units, about.
+
+    Args:
+        before (`Outcomes`): of the uncut model.
+        after (`Outcomes`): of the cut one, on the same examples in one order.
+        greater_is_better (`bool`): the metric's direction.
+        max_drop (`float`): the largest allowed drop, in the metric's unit.
+        level (`float`): 1 - confidence, between 0 and 1.
+
+    Raises:
+        ValueError: if the outcomes cannot be paired, or `level` or `max_drop` is no such number.
+        MPrunerError: if there are too few units for any bound (`check_outcomes` says so beforehand).
+
+    Example:
+        >>> ones = Outcomes("binary", (1,) * 500, 1.0, 500)
+        >>> bound = bound_drop(ones, ones, greater_is_better=True, max_drop=0.02, level=0.05)
+        >>> bound.drop, bound.holds
+        (0.0, True)
+    """
+    before.check_paired(after)
+    if not 0 < level < 1 or not math.isfinite(max_drop):
+        raise ValueError(f"level={level!r} must be between 0 and 1, max_drop={max_drop!r} a finite number.")
+    sign = 1.0 if greater_is_better else -1.0
+    differences = [sign * (b - a) for b, a in zip(before.values, after.values, strict=True)]
+    drop, p_value, counts = sign * (before.value - after.value), None, {}
+    if before.kind == "binary":
+        worse, better = differences.count(1), differences.count(-1)
+        counts = {"worse": worse, "better": better, "same": len(differences) - worse - better}
+        test = PairedTest(len(differences), worse, better, level)
+        p_value, upper, method = test.p_value(max_drop), test.upper(max_drop), "exact paired test"
+    elif before.kind == "values":
+        check_outcomes(before, max_drop=max_drop, level=level)
+        upper, method = mean_at_most(differences, before.weights, level, _span(before, after, greater_is_better))
+    else:
+        upper, method = metric_at_most(drop, differences, level)
+    return DropBound(
+        drop=drop,
+        upper=upper,
+        level=level,
+        max_drop=max_drop,
+        holds=upper <= max_drop,
+        p_value=p_value,
+        method=method,
+        num_examples=before.num_examples,
+        num_units=before.num_examples if before.kind == "replicates" else len(before.values),
+        unit=before.unit,
+        counts=counts,
+        needed=_needed(drop, upper, max_drop, before.num_examples),
+    )
+
+
+def _span(before: Outcomes, after: Outcomes, greater_is_better: bool) -> float:
+    """The largest difference a unit can have: 1 for scores within 0..1, else the range that was seen."""
+    low, high = min(*before.values, *after.values), max(*before.values, *after.values)
+    return 1.0 if greater_is_better and low >= 0 and high <= 1 else high - low
+
+
+def _needed(drop: float, upper: float, max_drop: float, num: int) -> int | None:
+    """Examples for `DropBound.needed`, if the distance of bound and drop shrinks with their square root."""
+    distance, wanted = upper - drop, max_drop - drop
+    if upper <= max_drop:
+        wanted = distance / 2
+    return math.ceil(num * (distance / wanted) ** 2) if wanted > 0 and distance > 0 else None
+
+
+def smallest_sample(max_drop: float, level: float) -> int:
+    """Fewest examples with 0/1 outcomes on which a cut that changes no outcome is shown to lose at most `max_drop`.
+
+    Args:
+        max_drop (`float`): above 0.
+        level (`float`): of the test, between 0 and 1.
+
+    Raises:
+        ValueError: for values outside their ranges.
+
+    Example:
+        >>> smallest_sample(0.01, 0.05) > 300
+        True
+    """
+    if not max_drop > 0 or not 0 < level < 1:
+        raise ValueError(f"max_drop={max_drop!r} must be above 0, level={level!r} between 0 and 1.")
+    low, high = 0, 1
+    while not PairedTest(high, 0, 0, level).rejects(max_drop):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if PairedTest(middle, 0, 0, level).rejects(max_drop) else (middle, high)
+    return high
+
+
+def check_outcomes(outcomes: Outcomes, *, max_drop: float, level: float) -> None:
+    """Refuse a judging set on which no cut could pass, by the outcomes of the uncut model.
+
+    Args:
+        outcomes (`Outcomes`): of the uncut model.
+        max_drop (`float`): the largest allowed drop, above 0.
+        level (`float`): of the first test.
+
+    Raises:
+        MPrunerError: says how many examples are needed.
+    """
+    num = outcomes.num_examples
+    if outcomes.kind == "binary" and num < (smallest := smallest_sample(max_drop, level)):
+        raise MPrunerError(
+            f"{num:,} examples are too few to show that the metric falls by at most {max_drop:g}: at least "
+            f"{smallest:,} are needed at this confidence, even for a cut that changes no outcome. Judge on more examples, "
+            "or allow a larger max_metric_drop, or a lower confidence."
+        )
+    if outcomes.kind == "values" and len(outcomes.values) < MIN_UNITS:
+        batches = outcomes.unit == "batches"
+        raise MPrunerError(
+            f"{len(outcomes.values)} evaluation {outcomes.unit} are too few to bound a mean: at least {MIN_UNITS} are "
+            f"needed. {'Lower per_device_eval_batch_size, or judge' if batches else 'Judge'} on more examples."
+        )
