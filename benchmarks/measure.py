@@ -65,8 +65,8 @@ def in_turn(sides: Mapping[str, Side], rounds: int, warm_up: int = 1) -> dict[st
     names = list(sides)
     for number in range(-warm_up, rounds):
         turn = number % len(names)
-        gc.collect()
         for name in names[turn:] + names[:turn]:
+            gc.collect()  # what one side leaves behind is not the next one's to clear away
             wall, cpu, _ = timed(sides[name])
             if number >= 0:
                 times[name].wall.append(wall)
