@@ -7,7 +7,7 @@ Run: `python benchmarks/memory.py`. For the default protocol and every combinati
 - `resident, MB`: how much higher the process's peak resident memory was than in a process that ran the plain forward pass
   of the same batches (both measured from after a warm-up on one short batch). Pages of the allocator make it coarse.
 
-The hooks look at features a part at a time, so what they hold grows until a batch has two whole parts (88 tokens of 768
+The hooks look at features a part at a time, so what they hold grows until a batch has two whole parts (86 tokens of 768
 features in a batch of 16), and no further.
 
 Features of all blocks, kept for a comparison at the end, are the last column: what grows with both.
