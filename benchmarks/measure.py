@@ -118,7 +118,8 @@ class Results:
         if self.args.threads:
             torch.set_num_threads(self.args.threads)
         device = getattr(self.args, "device", "cpu")
-        settings = {k: v for k, v in vars(self.args).items() if k not in ("json", "threads") and v is not None}
+        left_out = ("json", "threads", "mergekit", "folder")  # places on this machine say nothing elsewhere
+        settings = {k: v for k, v in vars(self.args).items() if k not in left_out and v is not None}
         self.figures: dict[str, Any] = {
             "benchmark": Path(sys.argv[0]).stem,
             "title": doc.strip().splitlines()[0],
