@@ -192,6 +192,8 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self._build(trainer, runtime, None if resumption is None else resumption.record)
         retraining.check_layers(self._started().record.depths)
         self._watch(model, state)
+        with self._workbench().aside():
+            self._started().judge.rehearse(self.record)
         if args.output_dir is not None and runtime.is_main_process:
             sweep(Path(args.output_dir))
             sweep_parcels(Path(args.output_dir))
@@ -232,12 +234,19 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Cut, if a round is due and enough epochs are left to judge it."""
+        self._begin_round(steps_per_epoch(kwargs["train_dataloader"], args), state, kwargs)
+        if self.config.confidence is not None and self._started().done:
+            self._recovery().hold(control)
+
+    def _begin_round(self, steps: int, state: TrainerState, kwargs: Any) -> None:
         engine = self._started()
-        steps = steps_per_epoch(kwargs["train_dataloader"], args)
         if engine.pending and self._recovered_epochs >= self.config.recovery_epochs:
             # resumed from a checkpoint of an epoch's last step: that epoch's end does not come again
             self._decide(state)
-        if engine.pending or engine.done or state.global_step < self.config.start_epoch * steps:
+        # of a second training nothing but recovery may change weights that a promise is about
+        is_first = self.config.confidence is None or engine.record.baseline is None
+        waits = is_first and state.global_step < self.config.start_epoch * steps
+        if engine.pending or engine.done or waits:
             return
         if state.max_steps - state.global_step < self.config.recovery_epochs * steps:
             engine.stop("no epochs are left for another round")
@@ -254,6 +263,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
     ) -> None:
         """Judge the pending cut once it had its epochs, or if training is about to end."""
         engine = self._started()
+        self._recovery().put_back()
         if engine.pending:
             self._recovered_epochs += 1
             over = control.should_training_stop or state.global_step >= state.max_steps
@@ -261,7 +271,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
                 self._decide(state)
                 self._recovery().make_up_for_save(control)
         self._recovery().put_off_save(control)
-        if self.config.stop_when_done and not engine.pending and engine.record.baseline is not None:
+        if self.config.ends_when_done and not engine.pending and engine.record.baseline is not None:
             steps_left = state.max_steps - state.global_step
             if steps_left < self.config.recovery_epochs * steps_per_epoch(kwargs["train_dataloader"], args):
                 engine.stop("no epochs are left for another round")

@@ -21,6 +21,7 @@ from .errors import MPrunerError, UnsupportedArchitectureError
 from .footprint.spending import Spending
 from .plan import PruningPlan
 from .planner import TARGET_REACHED, Measure, RoundPlanner, Score
+from .promises import TakeOutcomes
 from .record import Measurement, PruningRecord, Round
 from .recovery import WholeModel, make_trainable
 from .roundplan import RoundPlan, new_record, new_round
@@ -45,18 +46,16 @@ class PruningEngine:
         measure: called with the live block stacks, returns a `SimilarityMatrix` for each path.
         score (*optional*): called with a criterion, block stacks and how many layers of each go at most, returns
             `ScoredLayers`; needed if the config asks for a number of layers.
-        evaluate (*optional*): returns an evaluation's values by name, without prefix. Without it, cuts are made but
-            not judged.
+        evaluate (*optional*): returns an evaluation's values by name, without prefix; without it nothing is judged.
         runtime (`Runtime`): one process unless given.
         trains (`bool`): whether the model trains between a cut and its verdict. If not, no snapshot is taken.
         snapshot_directory (`Path`, *optional*): where `snapshot="disk"` writes.
         metric_hint (callable): returns `(name, greater_is_better)` to fall back on, e.g. `metric_for_best_model`.
         verify_inputs (*optional*): returns a batch of model inputs, for `verify="full"`.
         judged_on (callable, *optional*): gets a metric's name, returns what the last evaluation measured it on.
-        time_forward (callable, *optional*): gets the record and a measurement of the model as it is, writes its latency
-            into them.
-        record (`PruningRecord`, *optional*): of a run that is gone on with: the model has its accepted cuts already, and
-            none is pending in the record.
+        take_outcomes (callable, *optional*): gets the same, returns what the model did on each example.
+        time_forward (callable, *optional*): gets the record and a measurement of the model, writes its latency into them.
+        record (`PruningRecord`, *optional*): of a run that is gone on with; its accepted cuts are made, none is pending.
         whole (`nn.Module`, *optional*): what trains, if the model is only a part of it.
 
     Raises:
@@ -79,6 +78,7 @@ class PruningEngine:
         metric_hint: Callable[[], tuple[str | None, bool | None]] = lambda: (None, None),
         verify_inputs: GiveInputs | None = None,
         judged_on: JudgedOn = lambda metric: Judged({}),
+        take_outcomes: TakeOutcomes | None = None,
         time_forward: TimeForward = lambda record, measured: None,
         record: PruningRecord | None = None,
         whole: nn.Module | None = None,
@@ -92,7 +92,7 @@ class PruningEngine:
         spent = Spending(lambda: self.record, model)
         measure, score = spent("measuring", measure), spent("measuring", score)
         self._planner = RoundPlanner(model, config, measure, record, score)
-        self._judge = Judge(config, spent("evaluating", evaluate), self.runtime, metric_hint, judged_on)
+        self.judge = Judge(config, spent("evaluating", evaluate), self.runtime, metric_hint, judged_on, take_outcomes)
         self._time_forward, self._baseline_is_timed = spent("timing", time_forward), False
         self._trains, self._snapshot_directory = trains, snapshot_directory
         self._verify_inputs = verify_inputs if config.verify == "full" else None
@@ -102,7 +102,7 @@ class PruningEngine:
             self.record = record
             if record.stopped == TARGET_REACHED and not self._planner.reached(record):
                 record.stopped = None  # the config asks for fewer layers now
-            self._judge.adopt(record)
+            self.judge.adopt(record)
             return
         self.record = new_record(model, config, self._planner.depths)
 
@@ -134,7 +134,7 @@ class PruningEngine:
     def measure_baseline(self) -> None:
         """Evaluate the uncut model (the paper's acc_o); once, later calls do nothing."""
         if self.record.baseline is None:
-            self._judge.set_baseline(self.record, self._size())
+            self.judge.set_baseline(self.record, self._size())
 
     def measure_kept(self, *, step: int | None = 0) -> None:
         """At the end of a run: the similarities of the model that was kept, for the record.
@@ -154,6 +154,7 @@ class PruningEngine:
         Args:
             step (`int`): the training step.
         """
+        self.record.stopped = self.record.stopped or self.judge.why_over(self.record)
         if self._next is not None or self.done:
             return self._next
         with self.runtime.together("planning a round"):
@@ -201,10 +202,10 @@ class PruningEngine:
     def _plan_and_time(self, step: int) -> RoundPlan | None:
         """Plan the next round; the uncut model is timed after it was measured, whose first batch is at hand then."""
         following, baseline = self.plan_round(step), self.record.baseline
-        uncut = all(len(layers) == self.record.depths[path] for path, layers in self.record.kept.items())
-        if baseline is not None and baseline.latency_seconds is None and uncut and not self._baseline_is_timed:
-            self._baseline_is_timed = True
-            self._time_forward(self.record, baseline)
+        if baseline is not None and baseline.latency_seconds is None and self.record.is_uncut:
+            if not self._baseline_is_timed:
+                self._baseline_is_timed = True
+                self._time_forward(self.record, baseline)
         return following
 
     def carry_out(self, plan: PruningPlan, optimizer: Any, scheduler: Any, *, scaler: Any = None) -> PendingCut:
@@ -281,7 +282,7 @@ class PruningEngine:
             raise MPrunerError("No cut is waiting for a verdict: call start_round() first.")
         round_.recovery_seconds = self.runtime.broadcast(time.perf_counter() - cut.started)
         measured = Measurement(*cut.size)
-        accepted = self._judge.judge(round_, self.record, measured)
+        accepted = self.judge.judge(round_, self.record, measured, cut.trainable.settle)
         if not cut.trainable.adds_modules:
             self._time_forward(self.record, measured)
         with self.runtime.together("keeping the cut" if accepted else "going back to the model before the cut"):
@@ -329,8 +330,7 @@ class PruningEngine:
 
     def _refuse(self, round_: Round, following: RoundPlan, refusal: str) -> None:
         """Record a cut that was never made; model and optimizer are as they were."""
-        uncut = all(layers == list(range(self.record.depths[path])) for path, layers in self.record.kept.items())
-        numbering = "" if uncut else " (Layers are numbered as they were before this round.)"
+        numbering = "" if self.record.is_uncut else " (Layers are numbered as they were before this round.)"
         round_.reason, round_.refused = f"{refusal}{numbering}", True
         round_.decided_at_step = round_.started_at_step
         self.record.rounds.append(round_)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
+from transformers import EarlyStoppingCallback
 
 from .config import PruningConfig
 from .errors import MPrunerError, UnsupportedBackendError
@@ -15,6 +16,9 @@ from .trainers import evaluator_of
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerState, TrainingArguments
+
+# Schedules that follow the Trainer's evaluations.
+_BY_EVALUATION = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau", "GreedyLR")
 
 
 def check_alone(trainer: Trainer, state: TrainerState, kind: type) -> None:
@@ -88,6 +92,7 @@ def check_judge(trainer: Trainer, config: PruningConfig) -> None:
             "The loss has weights of its own, which DDP does not average over the processes: each would train another loss, "
             "and none is saved. Train with one process, or with a loss without weights. Nothing was changed."
         )
+    _check_promise(trainer, config)
     evaluator = evaluator_of(trainer)
     if trainer.eval_dataset is None and evaluator is None:
         raise ValueError(
@@ -104,6 +109,26 @@ def check_judge(trainer: Trainer, config: PruningConfig) -> None:
             "The Trainer has no compute_metrics and PruningConfig names no metric, so nothing can judge a pruned "
             'model. Pass Trainer(..., compute_metrics=...), or PruningConfig(metric="loss") to judge by the loss.'
         )
+
+
+def _check_promise(trainer: Trainer, config: PruningConfig) -> None:
+    """Refuse what lets the judging examples choose the weights that they judge, or other weights end the training."""
+    args = trainer.args
+    stopping = any(isinstance(one, EarlyStoppingCallback) for one in trainer.callback_handler.callbacks)
+    asked = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    scheduler = trainer.lr_scheduler
+    by_evaluation = asked in _BY_EVALUATION or type(getattr(scheduler, "scheduler", scheduler)).__name__ in _BY_EVALUATION
+    for given, what, instead in (
+        (args.load_best_model_at_end, "load_best_model_at_end=True", "load_best_model_at_end=False"),
+        (stopping, "EarlyStoppingCallback", "trainer.remove_callback(EarlyStoppingCallback)"),
+        (by_evaluation, "a learning rate that follows evaluations", 'lr_scheduler_type="linear"'),
+    ):
+        if given and config.confidence is not None:
+            raise ValueError(
+                f"PruningConfig(confidence={config.confidence:g}) promises something about weights that the evaluation set has "
+                f"no part in but for the verdict, and {what} lets it choose them. Pass {instead}, or confidence=None. Nothing "
+                "was changed."
+            )
 
 
 def steps_per_epoch(loader: Any, args: TrainingArguments) -> int:

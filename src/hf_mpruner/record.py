@@ -41,6 +41,7 @@ class Measurement:
         single_latency_seconds (`float`, *optional*), single_latency_range: the same for the first row of that batch alone.
         saved_bytes (`int`, *optional*): of the tensors that `save_pretrained` writes; `num_bytes` is of parameters alone.
         cache (`dict`): `footprint.CacheSize.to_dict()` of a model that generates; empty of others.
+        outcomes (`dict`, *optional*): `guarantee.Outcomes.to_dict()` of the uncut model, where cuts are tested against it.
     """
 
     parameters: int
@@ -56,6 +57,7 @@ class Measurement:
     single_latency_range: list[float] | None = None
     saved_bytes: int | None = None
     cache: dict[str, Any] = field(default_factory=dict)
+    outcomes: dict[str, Any] | None = None
 
 
 @dataclass
@@ -81,6 +83,9 @@ class Round:
             clusters went.
         merged (`dict`): for each stack the kept layers that took others over, and the coefficient of each layer before this
             round in the sum, in the original numbering: `{"encoder.layer": {"3": {"3": 0.5, "4": 0.5}}}`.
+        level (`float`, *optional*): error rate of the test that decided it; `None` if the measured drop alone was compared,
+            or nothing was tested.
+        bound (`dict`, *optional*): `guarantee.DropBound.to_dict()` of that test; `None` if the metric was not finite.
     """
 
     number: int
@@ -100,6 +105,8 @@ class Round:
     criterion: str = "cka"
     scores: dict[str, Any] = field(default_factory=dict)
     merged: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    level: float | None = None
+    bound: dict[str, Any] | None = None
 
 
 @dataclass
@@ -140,6 +147,8 @@ class PruningRecord:
             what torch's allocator has handed out.
         best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
         search (`dict`): what the search for the number of layers can cost: `SearchBounds.to_dict()`; empty without one.
+        promise (`dict`): what was promised before the first test: `confidence`, `max_metric_drop`, and the `num_branches` that
+            the levels of the tests follow from; empty if measured drops alone are compared.
     """
 
     depths: dict[str, int]
@@ -169,11 +178,22 @@ class PruningRecord:
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
+    promise: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pending(self) -> Round | None:
         """The round that is cut but not decided, if any."""
         return self.rounds[-1] if self.rounds and self.rounds[-1].verdict == "pending" else None
+
+    @property
+    def verdicts(self) -> list[bool]:
+        """Of every test so far, in order, whether it accepted; a cut that was refused or withdrawn was not tested."""
+        return [round_.verdict == "accepted" for round_ in self.rounds if round_.level is not None]
+
+    @property
+    def is_uncut(self) -> bool:
+        """Whether the last accepted model has all layers."""
+        return all(len(layers) == self.depths[path] for path, layers in self.kept.items())
 
     @property
     def kept(self) -> dict[str, list[int]]:
@@ -194,7 +214,7 @@ class PruningRecord:
         }
         evidence = {
             "metric": self.metric,
-            "baseline": dataclasses.asdict(self.baseline) if self.baseline else None,
+            "baseline": _without_outcomes(self.baseline) if self.baseline else None,
             "rounds": [dataclasses.asdict(round_) for round_ in self.rounds if round_.verdict != "pending"],
         }
         return PruningPlan(stacks, self.model_type, self.source_model, self.source_revision, evidence)
@@ -255,3 +275,8 @@ class PruningRecord:
     def load(cls, folder: str | os.PathLike[str]) -> PruningRecord:
         """Read the `pruning_record.json` of a folder, e.g. of a checkpoint."""
         return cls.from_dict(json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8")))
+
+
+def _without_outcomes(measured: Measurement) -> dict[str, Any]:
+    """A measurement without what each example gave: a plan is read and shared, and that is for going on with a run."""
+    return {name: value for name, value in dataclasses.asdict(measured).items() if name != "outcomes"}

@@ -20,7 +20,8 @@ from .record import PruningRecord
 from .recovery import RecoveryRate, find_linear_layers
 from .recovery.teacher import TEACHER_NAME, load_teacher, save_teacher
 from .runtime import keep_rng_state
-from .subject import trained_model
+from .snapshot import Snapshot
+from .subject import trained_model, trained_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -57,8 +58,9 @@ class RetrainingEvents(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put a save off while it could not be loaded."""
+        """Put a save off while it could not be loaded; take back a step that should not have been."""
         self._recovery().put_off_save(control)
+        self._recovery().put_back()
 
 
 class Retraining:
@@ -77,6 +79,7 @@ class Retraining:
         self._teacher: PreTrainedModel | None = None
         self._put_off = self._told = False
         self._undo: list[Callable[[], None]] = []
+        self._held: Snapshot | None = None
 
     def check(self, optimizer: Any, runtime: Runtime) -> None:
         """Refuse what recovery cannot do in this training, before any work is done.
@@ -165,6 +168,25 @@ class Retraining:
         """The training ended: free what only recovery needs."""
         self.end()
         self._teacher = None
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+    def hold(self, control: TrainerControl) -> None:
+        """For the beginning of an epoch: the weights are those that a promise is about, so the training ends here.
+
+        The Trainer looks at its flag after a step only, so that step is taken back.
+        """
+        control.should_training_stop = True
+        if self._held is None:
+            where, folder = self.config.snapshot, Path(self.trainer.args.output_dir or ".")
+            whole = trained_whole(self.trainer)
+            self._held = Snapshot.take(whole, None, removed=[], where=where, directory=folder)
+
+    def put_back(self) -> None:
+        """For the end of a step or an epoch: the weights are again those that `hold` has found."""
+        if self._held is not None:
+            self._held.restore()
 
     def end(self) -> None:
         """The cut was decided or taken back; may be called again."""

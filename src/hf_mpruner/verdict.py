@@ -10,6 +10,7 @@ from .config import PruningConfig
 from .errors import MPrunerError
 from .intervals import interval_of_share
 from .metric import Metric, choose_metric, finite_values, is_finite
+from .promises import Promise, TakeOutcomes, check_same_promise, verdict_in_words
 from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime
 
@@ -44,6 +45,11 @@ class Judge:
         runtime (`Runtime`): of the processes that evaluate.
         hint (callable): returns `(name, greater_is_better)` to fall back on, asked after the first evaluation.
         judged_on (callable): gets the deciding metric's name after an evaluation, returns what it was measured on.
+        take_outcomes (callable, *optional*): gets the same, returns what the model did on each example; needed for a
+            `confidence`.
+
+    Raises:
+        ValueError: for a `confidence` without anything to judge by.
     """
 
     def __init__(
@@ -53,14 +59,28 @@ class Judge:
         runtime: Runtime,
         hint: Callable[[], tuple[str | None, bool | None]] = lambda: (None, None),
         judged_on: JudgedOn = lambda metric: Judged({}),
+        take_outcomes: TakeOutcomes | None = None,
     ) -> None:
         """Nothing is evaluated yet."""
         self.config, self.runtime = config, runtime
+        self.promise: Promise | None = None
+        if config.confidence is not None:
+            if evaluate is None or take_outcomes is None:
+                raise ValueError(
+                    f"confidence={config.confidence:g} promises something about a metric, but nothing evaluates the model: pass "
+                    "evaluate, or confidence=None. Nothing was changed."
+                )
+            self.promise = Promise(config, runtime, take_outcomes)
         self._evaluate, self._hint, self._judged_on = evaluate, hint, judged_on
         self._metric: Metric | None = None
 
     def adopt(self, record: PruningRecord) -> None:
-        """Judge by the metric of a run that is gone on with."""
+        """Judge by the metric of a run that is gone on with.
+
+        Raises:
+            MPrunerError: if that run promises something else than the config asks for.
+        """
+        check_same_promise(self.config, record)
         if record.metric is not None and record.greater_is_better is not None:
             self._metric = Metric(record.metric, record.greater_is_better)
 
@@ -100,14 +120,7 @@ class Judge:
         """
         metrics = self.evaluate(measured)
         if metrics is not None:
-            name, greater = self._hint()
-            metric = choose_metric(
-                metrics,
-                self.config.metric,
-                self.config.greater_is_better,
-                fallback_name=name,
-                fallback_greater_is_better=greater,
-            )
+            metric = self._choose(metrics)
             value = metric.read(metrics)
             if not is_finite(value):
                 raise MPrunerError(
@@ -117,27 +130,80 @@ class Judge:
             self._metric = metric
             self._note(measured, metric, value, record)
             record.metric, record.greater_is_better = metric.name, metric.greater_is_better
+            if self.promise is not None:
+                self.promise.begin(record, measured, metric)
         record.baseline = measured
 
-    def judge(self, round_: Round, record: PruningRecord, measured: Measurement) -> bool:
+    def _choose(self, metrics: Mapping[str, float]) -> Metric:
+        name, greater = self._hint()
+        return choose_metric(
+            metrics,
+            self.config.metric,
+            self.config.greater_is_better,
+            fallback_name=name,
+            fallback_greater_is_better=greater,
+        )
+
+    def rehearse(self, record: PruningRecord) -> None:
+        """Evaluate a model that trains before the first cut, for nothing but to know now that a promise can be kept at all.
+
+        Args:
+            record (`PruningRecord`): of the run; nothing is written into it.
+
+        Raises:
+            MPrunerError: if the metric has no outcomes, or there are too few of them.
+        """
+        if self.promise is None or record.baseline is not None or self.config.start_epoch == 0:
+            return
+        metrics = self.evaluate(Measurement(0, 0))
+        if metrics is not None:
+            metric = self._choose(metrics)
+            self.promise.rehearse(record, metric, metric.read(metrics))
+
+    def why_over(self, record: PruningRecord) -> str | None:
+        """Why no further cut can be judged, in words; `None` if one can."""
+        return None if self.promise is None else self.promise.why_over(record)
+
+    def judge(
+        self,
+        round_: Round,
+        record: PruningRecord,
+        measured: Measurement,
+        settle: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Evaluate a cut model; the round gets its verdict, drop and reason.
+
+        Args:
+            round_ (`Round`): pending.
+            record (`PruningRecord`): of the run; the round is its last.
+            measured (`Measurement`): gets what was measured.
+            settle (callable): gives the model the weights that it would be kept with; a promise is about these.
 
         Returns:
             `bool`: whether the cut stays.
         """
+        if self.promise is not None:
+            with self.runtime.together("making the cut model the one that would be kept"):
+                settle()
         metrics = self.evaluate(measured)
         value = self._metric.read(metrics) if self._metric is not None and metrics is not None else None
         if self._metric is None or value is None or record.baseline is None or record.baseline.metric is None:
             round_.verdict, round_.reason = "unjudged", "no metric was measured"
             return True
         name, allowed = self._metric.name, self.config.max_metric_drop
+        level = None if self.promise is None else self.promise.level(record)
         if not is_finite(value):
-            round_.verdict, round_.reason = "rejected", f"{name} is {value}"
+            round_.verdict, round_.reason, round_.level = "rejected", f"{name} is {value}", level
             return False
         self._note(measured, self._metric, value, record)
         round_.drop = self._metric.drop(record.baseline.metric, value)
-        accepted = round_.drop <= allowed + ROUNDING * max(1.0, abs(record.baseline.metric))
+        if self.promise is not None and level is not None:
+            bound = self.promise.test(record, self._metric, measured, level)
+            round_.level, round_.bound, accepted = level, bound.to_dict(), bound.holds
+            round_.reason = verdict_in_words(name, value, bound)
+        else:
+            accepted = round_.drop <= allowed + ROUNDING * max(1.0, abs(record.baseline.metric))
+            relation = "within" if accepted else "more than"
+            round_.reason = f"{name} {value:.6g}, drop {round_.drop:.6g} is {relation} the allowed {allowed:g}"
         round_.verdict = "accepted" if accepted else "rejected"
-        relation = "within" if accepted else "more than"
-        round_.reason = f"{name} {value:.6g}, drop {round_.drop:.6g} is {relation} the allowed {allowed:g}"
         return accepted

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_mpruner.errors import MPrunerError
@@ -47,6 +47,7 @@ class LowRankAdapters(Trainable):
         self._loan: OptimizerLoan | None = None
         self._flags: list[tuple[nn.Parameter, bool]] = []
         self._asked_for_gradients: nn.Module | None = None
+        self._before_merge: list[tuple[nn.Parameter, Tensor]] = []
 
     def apply(self, model: nn.Module, optimizer: Any, plan: PruningPlan, whole: nn.Module | None = None) -> None:
         """Put adapters on the blocks, freeze the model, and lend the optimizer to them.
@@ -97,23 +98,39 @@ class LowRankAdapters(Trainable):
             model.enable_input_require_grads()  # type: ignore[operator]
             self._asked_for_gradients = model
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Merge: a sum that is rounded once is not to the bit what base and adapter give apart."""
+        from peft.tuners.lora import LoraLayer
+
+        if self._tuner is None or self._before_merge:
+            return
+        layers = [module for module in self._tuner.modules() if isinstance(module, LoraLayer)]
+        weights = [layer.get_base_layer().weight for layer in layers]
+        self._before_merge = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
+        for layer in layers:
+            layer.merge()
+
+    @torch.no_grad()
     def undo(self) -> None:
-        """Take the adapters out; the weights were never touched."""
+        """Take the adapters out; the weights are as they were."""
         if self._loan is not None:
             self._loan.undo()  # first: it may refuse
+        for weight, values in self._before_merge:
+            weight.copy_(values)
         self._take_out()
 
+    @torch.no_grad()
     def keep(self) -> None:
         """Add what the adapters learned to the weights, and take them out."""
         from peft.tuners.lora import LoraLayer
 
         if self._loan is not None:
             self._loan.undo()
-        if self._tuner is not None:
-            with torch.no_grad():
-                for module in self._tuner.modules():
-                    if isinstance(module, LoraLayer):
-                        module.merge()
+        if self._tuner is not None and not self._before_merge:
+            for module in self._tuner.modules():
+                if isinstance(module, LoraLayer):
+                    module.merge()
         self._take_out()
 
     def _take_out(self) -> None:
@@ -126,7 +143,7 @@ class LowRankAdapters(Trainable):
             param.requires_grad_(requires_grad)
             param.grad = None
         self._tuner = self._loan = self._asked_for_gradients = None
-        self._flags = []
+        self._flags, self._before_merge = [], []
 
 
 def find_linear_layers(

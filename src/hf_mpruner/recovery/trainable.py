@@ -34,6 +34,10 @@ class Trainable(ABC):
             whole (`nn.Module`, *optional*): what the optimizer trains, if the model is only a part of it.
         """
 
+    def settle(self) -> None:
+        """Before a verdict about the very weights that would be kept: give the model these; `undo` can still follow."""
+        return None
+
     @abstractmethod
     def undo(self) -> None:
         """Put model and optimizer back as `apply` found them; does nothing if nothing was applied."""

@@ -1,0 +1,190 @@
+"""A verdict with a promise: paired outcomes, an upper bound of the drop, at a level that was paid for before the first test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from .config import PruningConfig
+from .errors import MPrunerError
+from .guarantee import DropBound, Outcomes, TestLevels, bound_drop, check_outcomes
+from .metric import Metric
+from .record import Measurement, PruningRecord, Round
+from .runtime import Runtime
+
+TakeOutcomes = Callable[[str], Outcomes]
+
+# What a metric and its outcomes may differ by: one of them may be a sum in float32, or rounded for people.
+ROUNDING = 1e-3
+
+
+def num_branches(config: PruningConfig, record: PruningRecord) -> int:
+    """For how many branches the error rate must be shared out: one more than the rejections that a test can follow.
+
+    Args:
+        config (`PruningConfig`): what the user asked for, as the run begins.
+        record (`PruningRecord`): of the run; nothing was tested yet.
+    """
+    if record.search:
+        return int(record.search["num_branches"])
+    return config.max_granularity - config.granularity + 1  # a rejected round is tried again with a coarser k
+
+
+class Promise:
+    """Tests each cut against the uncut model, so that the promise of `confidence` holds for the model that is kept.
+
+    `TestLevels` says why it holds for many rounds. What the levels follow from is written into the record before the first
+    test, so that a run that is gone on with tests as one that never stopped.
+
+    Args:
+        config (`PruningConfig`): with a `confidence`.
+        runtime (`Runtime`): of the processes that evaluate.
+        take_outcomes (callable): gets the deciding metric's name after an evaluation, on every process, and returns what
+            the model did on each example.
+    """
+
+    def __init__(self, config: PruningConfig, runtime: Runtime, take_outcomes: TakeOutcomes) -> None:
+        """Nothing is tested yet."""
+        if config.confidence is None:
+            raise ValueError("A promise needs PruningConfig(confidence=...), e.g. 0.95.")
+        self.config, self.confidence, self.runtime = config, config.confidence, runtime
+        self._take = take_outcomes
+
+    def begin(self, record: PruningRecord, measured: Measurement, metric: Metric) -> None:
+        """After the evaluation of the uncut model: keep its outcomes, and fix the levels of all tests to come.
+
+        Raises:
+            MPrunerError: if the metric has no outcomes that could be compared.
+        """
+        measured.outcomes = self.rehearse(record, metric, measured.metric).to_dict()
+        record.promise = {
+            "confidence": self.confidence,
+            "max_metric_drop": self.config.max_metric_drop,
+            "num_branches": num_branches(self.config, record),
+        }
+
+    def why_over(self, record: PruningRecord) -> str | None:
+        """Why no further cut can be tested, in words; `None` if one can."""
+        rejections, paid = record.verdicts.count(False), record.promise.get("num_branches")
+        if paid is None or rejections < paid:
+            return None
+        return f"no error rate is left for another test after {rejections} rejected cuts: the promise paid for {paid}"
+
+    def level(self, record: PruningRecord) -> float:
+        """Error rate of the next test; it depends on earlier verdicts only."""
+        return TestLevels(1 - record.promise["confidence"], record.promise["num_branches"]).next(record.verdicts)
+
+    def test(self, record: PruningRecord, metric: Metric, measured: Measurement, level: float) -> DropBound:
+        """After the evaluation of a cut model: bound its drop against the uncut model.
+
+        Args:
+            record (`PruningRecord`): the run so far; the model's round has no verdict yet.
+            metric (`Metric`): that decides.
+            measured (`Measurement`): of the cut model.
+            level (`float`): error rate of this test.
+
+        Raises:
+            MPrunerError: if its outcomes cannot be paired with those of the uncut model.
+        """
+        after, bound = self._outcomes(metric, measured.metric), None
+        with self.runtime.together("bounding the drop"):
+            if self.runtime.is_main_process:
+                if record.baseline is None or record.baseline.outcomes is None:
+                    raise MPrunerError("No outcomes of the uncut model are there to compare with.")
+                try:
+                    bound = bound_drop(
+                        Outcomes.from_dict(record.baseline.outcomes),
+                        after,
+                        greater_is_better=metric.greater_is_better,
+                        max_drop=record.promise["max_metric_drop"],
+                        level=level,
+                    )
+                except ValueError as error:
+                    raise MPrunerError(f"The drop of the {metric.name} cannot be bounded: {error}") from error
+        found = self.runtime.broadcast(bound)
+        if found is None:
+            raise MPrunerError("The main process sent no bound.")
+        return found
+
+    def rehearse(self, record: PruningRecord, metric: Metric, value: float | None) -> Outcomes:
+        """After an evaluation of the uncut model: refuse what no cut could pass, however good it were.
+
+        Args:
+            record (`PruningRecord`): of the run.
+            metric (`Metric`): that decides.
+            value (`float`, *optional*): that the evaluation gave.
+
+        Returns:
+            `Outcomes`: of that evaluation.
+
+        Raises:
+            MPrunerError: if the metric has no outcomes, or there are too few of them.
+        """
+        found = self._outcomes(metric, value)
+        first = TestLevels(1 - self.confidence, num_branches(self.config, record)).next([])
+        check_outcomes(found, max_drop=self.config.max_metric_drop, level=first)
+        return found
+
+    def _outcomes(self, metric: Metric, value: float | None) -> Outcomes:
+        """Of the last evaluation, as the main process has them."""
+        with self.runtime.together("reading the outcomes of an evaluation"):
+            found = self._take(metric.name)
+        found = self.runtime.broadcast(found)
+        if value is None or not math.isclose(found.value, value, rel_tol=ROUNDING, abs_tol=ROUNDING / 10):
+            raise MPrunerError(
+                f"The evaluation gave {metric.name}={value}, but its outcomes on the examples give {found.value:.6g}, so they "
+                "say nothing about it. Pass confidence=None, or a metric that is the mean of what the examples give."
+            )
+        return found
+
+
+def check_same_promise(config: PruningConfig, record: PruningRecord) -> None:
+    """Refuse to go on with a run under another promise than it began with.
+
+    Args:
+        config (`PruningConfig`): what the user asks for now.
+        record (`PruningRecord`): of the run so far.
+
+    Raises:
+        MPrunerError: naming both; nothing was changed.
+    """
+    if record.baseline is None:
+        return  # nothing was tested, so nothing is fixed
+    began = {name: record.promise.get(name) for name in ("confidence", "max_metric_drop")}
+    asked = {"confidence": config.confidence, "max_metric_drop": config.max_metric_drop}
+    if config.confidence is None and not record.promise:
+        return  # a plain comparison promises nothing
+    if config.metric is not None:
+        began["metric"], asked["metric"] = record.metric, config.metric.removeprefix("eval_")
+    if not record.promise:
+        began = {"confidence": None}
+    differ = {name: value for name, value in began.items() if value != asked[name]}
+    if not differ:
+        return
+    told = ", ".join(f"{name}={value!r} (now {asked[name]!r})" for name, value in differ.items())
+    raise MPrunerError(
+        f"This run began with {told}, and {len(record.verdicts)} verdicts are of that. A promise is about a whole run: pass what "
+        "it began with, or begin a new run, with the uncut model and another output_dir. Nothing was changed."
+    )
+
+
+def verdict_in_words(name: str, value: float, bound: DropBound) -> str:
+    """What a test has found, as the reason of a round.
+
+    Args:
+        name (`str`): of the metric.
+        value (`float`): the cut model's.
+        bound (`DropBound`): of its drop.
+    """
+    units = "" if bound.unit == "examples" else f" in {bound.num_units:,} {bound.unit}"
+    on = f"{bound.method}, {bound.num_examples:,} examples{units}"
+    found = f"{name} {value:.6g}, drop {bound.drop:.6g}, at most {bound.upper:.6g} with error rate {bound.level:.4g} ({on})"
+    if bound.holds:
+        return f"{found}: within the allowed {bound.max_drop:g}"
+    if bound.drop > bound.max_drop:
+        return f"{found}: more than the allowed {bound.max_drop:g}"
+    enough = f"; about {bound.needed:,} would, if the rest of them were like these" if bound.needed else ""
+    return (
+        f"{found}: the measured drop is within the allowed {bound.max_drop:g}, but too few examples judged to promise that the "
+        f"true one is{enough}"
+    )
