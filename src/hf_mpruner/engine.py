@@ -202,10 +202,10 @@ class PruningEngine:
     def _plan_and_time(self, step: int) -> RoundPlan | None:
         """Plan the next round; the uncut model is timed after it was measured, whose first batch is at hand then."""
         following, baseline = self.plan_round(step), self.record.baseline
-        if baseline is not None and baseline.latency_seconds is None and self.record.is_uncut:
-            if not self._baseline_is_timed:
-                self._baseline_is_timed = True
-                self._time_forward(self.record, baseline)
+        is_due = self.record.is_uncut and not self._baseline_is_timed
+        if baseline is not None and baseline.latency_seconds is None and is_due:
+            self._baseline_is_timed = True
+            self._time_forward(self.record, baseline)
         return following
 
     def carry_out(self, plan: PruningPlan, optimizer: Any, scheduler: Any, *, scaler: Any = None) -> PendingCut:

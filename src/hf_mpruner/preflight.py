@@ -117,7 +117,9 @@ def _check_promise(trainer: Trainer, config: PruningConfig) -> None:
     stopping = any(isinstance(one, EarlyStoppingCallback) for one in trainer.callback_handler.callbacks)
     asked = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     scheduler = trainer.lr_scheduler
-    by_evaluation = asked in _BY_EVALUATION or type(getattr(scheduler, "scheduler", scheduler)).__name__ in _BY_EVALUATION
+    by_evaluation = (
+        asked in _BY_EVALUATION or type(getattr(scheduler, "scheduler", scheduler)).__name__ in _BY_EVALUATION
+    )
     for given, what, instead in (
         (args.load_best_model_at_end, "load_best_model_at_end=True", "load_best_model_at_end=False"),
         (stopping, "EarlyStoppingCallback", "trainer.remove_callback(EarlyStoppingCallback)"),

@@ -9,7 +9,7 @@ from .config import PruningConfig
 from .errors import MPrunerError
 from .guarantee import DropBound, Outcomes, TestLevels, bound_drop, check_outcomes
 from .metric import Metric
-from .record import Measurement, PruningRecord, Round
+from .record import Measurement, PruningRecord
 from .runtime import Runtime
 
 TakeOutcomes = Callable[[str], Outcomes]
@@ -150,8 +150,8 @@ def check_same_promise(config: PruningConfig, record: PruningRecord) -> None:
     """
     if record.baseline is None:
         return  # nothing was tested, so nothing is fixed
-    began = {name: record.promise.get(name) for name in ("confidence", "max_metric_drop")}
-    asked = {"confidence": config.confidence, "max_metric_drop": config.max_metric_drop}
+    began: dict[str, object] = {name: record.promise.get(name) for name in ("confidence", "max_metric_drop")}
+    asked: dict[str, object] = {"confidence": config.confidence, "max_metric_drop": config.max_metric_drop}
     if config.confidence is None and not record.promise:
         return  # a plain comparison promises nothing
     if config.metric is not None:

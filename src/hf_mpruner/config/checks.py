@@ -48,7 +48,6 @@ def check_config(config: Config) -> None:
     _check_promise(config)
     for name, given in (
         ("threshold='auto'", config.searches),
-        ("confidence", config.confidence is not None),
         *((n, True) for n in config.limits),
     ):
         if given:  # each line goes with what builds it

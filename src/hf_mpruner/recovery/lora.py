@@ -105,7 +105,7 @@ class LowRankAdapters(Trainable):
 
         if self._tuner is None or self._before_merge:
             return
-        layers = [module for module in self._tuner.modules() if isinstance(module, LoraLayer)]
+        layers: list[Any] = [module for module in self._tuner.modules() if isinstance(module, LoraLayer)]
         weights = [layer.get_base_layer().weight for layer in layers]
         self._before_merge = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
         for layer in layers:
