@@ -19,19 +19,14 @@ from statistics import median
 import torch
 from growth import analysis
 from measure import Results, in_turn
-from models import add_size, batches_of, bert
-from transformers import LlamaConfig, LlamaModel
+from models import add_size, batches_of, bert, llama_config
+from transformers import LlamaModel
 
 
 def llama(args: argparse.Namespace) -> LlamaModel:
-    """A Llama-shaped decoder: gated feed-forward half of 8/3 of the width, one key head for four query heads."""
+    """That Llama with random weights, in eval mode."""
     torch.manual_seed(0)
-    heads = max(1, args.hidden // 64)
-    config = LlamaConfig(
-        num_hidden_layers=args.layers, hidden_size=args.hidden, intermediate_size=8 * args.hidden // 3 // 8 * 8,
-        num_attention_heads=heads, num_key_value_heads=max(1, heads // 4), vocab_size=30522,
-    )  # fmt: skip
-    return LlamaModel(config).eval()
+    return LlamaModel(llama_config(args)).eval()
 
 
 def block_work(model: torch.nn.Module, tokens: int, length: int, hidden: int) -> float:

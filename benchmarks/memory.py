@@ -5,7 +5,8 @@ Run: `python benchmarks/memory.py`. For the default protocol and every combinati
 - `hooks, MB`: the most bytes of tensors that our hooks and the accumulator made and held at one time;
 - `kept, MB`: bytes of them that are left when the last batch is done;
 - `resident, MB`: how much higher the process's peak resident memory was than in a process that ran the plain forward pass
-  of the same batches (both measured from after a warm-up on one short batch). Pages of the allocator make it coarse.
+  of the same batches (both measured from after a warm-up on one short batch). Pages of the allocator make it coarse. On an
+  accelerator (`--device cuda`): what its allocator had handed out at most, and all in one process.
 
 The hooks look at features a part at a time, so what they hold grows until a batch has two whole parts (86 tokens of 768
 features in a batch of 16), and no further.
@@ -16,19 +17,23 @@ Features of all blocks, kept for a comparison at the end, are the last column: w
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from measure import Ratio, Results
-from models import add_size, batches_of, bert, bert_stack
+from models import add_model, add_size, batches_of, model_of
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_mpruner.architectures.stack import BlockStack
 from hf_mpruner.features import measure_similarity
 from hf_mpruner.features.recorder import StackRecorder
 
@@ -59,9 +64,10 @@ class Held(TorchDispatchMode):
         return sum(self._sizes.values())
 
 
-def watch_hooks() -> Held:
+@contextmanager
+def watching_hooks() -> Iterator[Held]:
     """Count inside the hooks and the comparison of layers only."""
-    held = Held()
+    held, methods = Held(), {name: getattr(StackRecorder, name) for name in ("record", "end")}
 
     def wrap(method: Callable[..., None]) -> Callable[..., None]:
         def watched(*args: object) -> None:
@@ -70,36 +76,59 @@ def watch_hooks() -> Held:
 
         return watched
 
-    for name in ("record", "end"):
-        setattr(StackRecorder, name, wrap(getattr(StackRecorder, name)))
-    return held
+    for name, method in methods.items():
+        setattr(StackRecorder, name, wrap(method))
+    try:
+        yield held
+    finally:
+        for name, method in methods.items():
+            setattr(StackRecorder, name, method)
 
 
-def peak() -> int:
-    """The process's largest resident memory so far, in bytes."""
+def peak(device: str) -> int:
+    """The most bytes so far: the process's resident memory, or what the accelerator's allocator has handed out."""
+    if device != "cpu":
+        return torch.accelerator.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def work(args: argparse.Namespace) -> dict[str, int]:
+def work(args: argparse.Namespace, model: nn.Module, stack: BlockStack) -> dict[str, int]:
     """One way in this process: `plain`, `ours`, or `watched` (ours, with every operation counted)."""
-    model, stacks = bert(args), [bert_stack(args.layers)]
     short = batches_of(argparse.Namespace(**{**vars(args), "batch": 4, "length": 8}), 1)
-    measure_similarity(model, short, stacks, show_progress=False)
-    held = watch_hooks() if args.way == "watched" else None
-    before = peak()
-    if args.way == "plain":
-        with torch.no_grad():
-            for batch in batches_of(args, args.batches):
-                model(**batch)
-    else:
-        measure_similarity(model, batches_of(args, args.batches), stacks, show_progress=False)
-    return {"resident": peak() - before, "most": held.most if held else 0, "left": held.now if held else 0}
+    measure_similarity(model, short, [stack], show_progress=False)
+    batches = batches_of(args, args.batches)
+    if args.device != "cpu":
+        gc.collect()
+        torch.accelerator.reset_peak_memory_stats()
+    before = peak(args.device)
+    with watching_hooks() if args.way == "watched" else nullcontext() as held:
+        if args.way == "plain":
+            with torch.no_grad():
+                for batch in batches:
+                    model(**{name: value.to(args.device) for name, value in batch.items()})
+        else:
+            measure_similarity(model, batches, [stack], show_progress=False)
+        return {
+            "resident": peak(args.device) - before,
+            "most": held.most if held else 0,
+            "left": held.now if held else 0,
+        }
+
+
+def in_own_process(args: argparse.Namespace) -> dict[str, int]:
+    """The same in a process of its own, whose resident memory nothing else has raised."""
+    names = ("model", "layers", "hidden", "batch", "length", "dtype", "batches", "way")
+    words = [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
+    command = [sys.executable, __file__, *words, "--threads", str(torch.get_num_threads())]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
-    """Run a process for every cell and print them."""
+    """Measure every cell, and print them."""
     parser = argparse.ArgumentParser()
     add_size(parser, layers=4, batch=16)
+    add_model(parser)
     parser.add_argument("--lengths", type=int, nargs=2, default=[96, 384])
     parser.add_argument("--num_batches", type=int, nargs=2, default=[2, 5])
     parser.add_argument("--batches", type=int, default=1, help=argparse.SUPPRESS)
@@ -107,24 +136,25 @@ def main() -> None:
     results = Results(__doc__, parser)
     args = results.args
     if args.way:
-        print(json.dumps(work(args)))
+        print(json.dumps(work(args, *model_of(args))))
         return
+    here = (
+        None if args.device == "cpu" else model_of(argparse.Namespace(**{**vars(args), "length": max(args.lengths)}))
+    )
     rows, most = [], {}
     for length in args.lengths:
         for count in args.num_batches:
-            cell = ["--layers", args.layers, "--hidden", args.hidden, "--batch", args.batch, "--length", length]
-            cell += ["--batches", count, "--threads", torch.get_num_threads()]
             found = {}
             for way in ("plain", "ours", "watched"):
-                command = [sys.executable, __file__, *map(str, cell), "--way", way]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found[way] = json.loads(done.stdout.splitlines()[-1])
+                cell = argparse.Namespace(**{**vars(args), "length": length, "batches": count, "way": way})
+                found[way] = in_own_process(cell) if here is None else work(cell, *here)
             most[length, count] = found["watched"]["most"]
+            bytes_each = getattr(torch, args.dtype).itemsize
             rows.append({
                 "tokens": length, "examples": count * args.batch,
                 "hooks, MB": found["watched"]["most"] / 1e6, "kept, MB": found["watched"]["left"] / 1e6,
                 "resident, MB": (found["ours"]["resident"] - found["plain"]["resident"]) / 1e6,
-                "all features, MB": args.layers * args.batch * count * length * args.hidden * 4 / 1e6,
+                "all features, MB": args.layers * args.batch * count * length * args.hidden * bytes_each / 1e6,
             })  # fmt: skip
     results.table("default protocol, beside the model and its forward pass", rows)
     (short, long), (few, many) = args.lengths, args.num_batches

@@ -6,7 +6,7 @@ import argparse
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel, LlamaConfig, PreTrainedModel
 
 from hf_mpruner.architectures.stack import BlockStack, ConfigField
 
@@ -41,6 +41,40 @@ def bert(args: argparse.Namespace) -> BertModel:
 def bert_stack(layers: int) -> BlockStack:
     """Its blocks, without looking for them."""
     return BlockStack("encoder.layer", "BertLayer", layers, ConfigField("num_hidden_layers"))
+
+
+def llama_config(args: argparse.Namespace) -> LlamaConfig:
+    """A Llama-shaped decoder: gated feed-forward half of 8/3 of the width, one key head for four query heads."""
+    heads = max(1, args.hidden // 64)
+    return LlamaConfig(
+        num_hidden_layers=args.layers,
+        hidden_size=args.hidden,
+        intermediate_size=8 * args.hidden // 3 // 8 * 8,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 4),
+        max_position_embeddings=max(2048, args.length),
+        vocab_size=30522,
+    )
+
+
+CONFIGS = {"bert": bert_config, "llama": llama_config}
+STACKS = {"bert": ("encoder.layer", "BertLayer"), "llama": ("layers", "LlamaDecoderLayer")}
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which kind of model, where, and in which numbers."""
+    parser.add_argument("--model", choices=CONFIGS, default="bert", help="the kind of blocks (default: bert)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the weights")
+
+
+def model_of(args: argparse.Namespace) -> tuple[PreTrainedModel, BlockStack]:
+    """The model that the flags ask for, with random weights, in eval mode; and its blocks, without looking for them."""
+    torch.manual_seed(0)
+    with torch.device(args.device):
+        model = AutoModel.from_config(CONFIGS[args.model](args), dtype=getattr(torch, args.dtype))
+    path, block = STACKS[args.model]
+    return model.eval(), BlockStack(path, block, args.layers, ConfigField("num_hidden_layers"))
 
 
 def batches_of(args: argparse.Namespace, count: int, padding: float = 0.0) -> list[Batch]:

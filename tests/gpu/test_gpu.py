@@ -10,6 +10,7 @@ from hf_mpruner import find_block_stacks, measure_similarity
 from hf_mpruner.data import calibration_loader
 from hf_mpruner.footprint import PeakMemory
 from hf_mpruner.footprint.profile import run_beside
+from hf_mpruner.report import PruningReport
 from trainer_kit import STACK, Rows, Scripted, Spy, add, assert_same, build_trainer, everything
 
 pytestmark = [
@@ -124,3 +125,19 @@ def test_plain_and_measured_passes_run_side_by_side(make_bert):
     assert (beside.batches, beside.examples) == (4, 64)
     assert beside.ratio > 0
     assert beside.memory.device_bytes > 0
+
+
+def test_a_run_in_bfloat16_says_what_it_took_on_the_accelerator(make_bert, tmp_path):
+    trainer = trainer_on_gpu(make_bert(num_labels=2), tmp_path, bf16=True)
+    callback = add(trainer, max_metric_drop=1.0, granularity=2)
+    trainer.train()
+    record = callback.record
+    assert record.rounds[0].verdict == "accepted"
+    assert record.latency["device"] == record.device
+    assert record.latency["autocast"] == "bfloat16"
+    assert record.rounds[0].after.latency_seconds > 0
+    assert record.baseline.latency_seconds > 0
+    assert record.peak_memory["accelerator"] > 0
+    page = str(PruningReport(record))
+    assert record.device in page
+    assert "latency" in page

@@ -44,7 +44,7 @@ def add_placement_flags(parser: argparse.ArgumentParser) -> None:
         "--stream_layers",
         action="store_true",
         help="read each layer from the disk once and run all examples through it, instead of all layers for each batch; "
-        "without --device_map everything stays on the disk, and runs on the CPU",
+        "without --device_map, weights beyond half of the accelerator's free memory (without one, all) stay on the disk",
     )
 
 
@@ -54,12 +54,16 @@ def read_placement(args: argparse.Namespace) -> Placement:
     Raises:
         UsageError: for what cannot be, naming what can.
     """
-    from hf_mpruner.placement import Placement
+    from hf_mpruner.placement import Placement, streaming_places
 
+    device_map, max_memory = _device_map(args.device_map), _max_memory(args.max_memory or ())
+    if args.stream_layers and device_map is None:
+        device_map, most = streaming_places()
+        max_memory = {**most, **max_memory}
     try:
         return Placement(
-            device_map={"": "disk"} if args.stream_layers and not args.device_map else _device_map(args.device_map),
-            max_memory=_max_memory(args.max_memory or ()),
+            device_map=device_map,
+            max_memory=max_memory,
             offload_folder=args.offload_folder,
             dtype=args.dtype,
             quantization=args.quantization,
@@ -122,9 +126,9 @@ def _device_map(text: str | None) -> Any:
     return found
 
 
-def _max_memory(words: Sequence[str]) -> dict[int | str, str]:
+def _max_memory(words: Sequence[str]) -> dict[int | str, int | str]:
     """`["0=20GB", "cpu=60GB"]` as accelerate takes it."""
-    found: dict[int | str, str] = {}
+    found: dict[int | str, int | str] = {}
     for word in words:
         device, equals, size = word.partition("=")
         if not equals:

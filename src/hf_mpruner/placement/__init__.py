@@ -2,7 +2,7 @@
 
 from hf_mpruner.placement.devices import check_not_offloaded, input_device, is_dispatched, offloaded
 from hf_mpruner.placement.quantized import is_quantised, measurable_stacks, unquantised
-from hf_mpruner.placement.request import DTYPES, SHARING, Placement
+from hf_mpruner.placement.request import DTYPES, SHARING, Placement, streaming_places
 
 __all__ = [
     "DTYPES",
@@ -14,5 +14,6 @@ __all__ = [
     "is_quantised",
     "measurable_stacks",
     "offloaded",
+    "streaming_places",
     "unquantised",
 ]

@@ -32,7 +32,7 @@ class Placement:
         device_map (`str` or `Mapping[str, int | str]`, *optional*): `"auto"` (fill accelerators, then memory, then the disk)
             or another of accelerate's words, a device, or for each module where it goes. By default the model is loaded
             into memory and moved to the accelerator as a whole.
-        max_memory (`Mapping[int | str, str]`, *optional*): the most to use of each accelerator (by number) and of `"cpu"`,
+        max_memory (`Mapping[int | str, int | str]`, *optional*): the most to use of each accelerator (by number) and of `"cpu"`,
             e.g. `{0: "20GB", "cpu": "60GB"}`; what does not fit goes to the disk.
         offload_folder (`str`, *optional*): for weights that are on the disk in another form than the model needs (old
             `.bin` files, experts that are put together); ordinary safetensors are read where they are.
@@ -49,7 +49,7 @@ class Placement:
     """
 
     device_map: str | Mapping[str, int | str] | None = None
-    max_memory: Mapping[int | str, str] = field(default_factory=dict)
+    max_memory: Mapping[int | str, int | str] = field(default_factory=dict)
     offload_folder: str | None = None
     dtype: str = "auto"
     quantization: Quantization | None = None
@@ -152,7 +152,7 @@ class Placement:
     def _check_memory(self) -> None:
         from accelerate.utils import convert_file_size_to_int
 
-        known = {*range(len(_accelerators())), "cpu"}
+        known = {*_numbers(), "cpu"}
         for device, size in self.max_memory.items():
             if device not in known:
                 raise ValueError(
@@ -165,9 +165,33 @@ class Placement:
                 raise ValueError(f"max_memory: {size!r} is no size. Write e.g. 20GB or 500MB.") from error
 
 
+def streaming_places() -> tuple[str | dict[str, int | str], dict[int | str, int]]:
+    """Where the weights of a model lie by default that is read layer by layer, as `device_map` and `max_memory`.
+
+    Nothing stays in memory: what does not fit into half of each accelerator's free memory stays on the disk and comes to
+    the accelerator layer by layer; the other half is for what the layers put out. Without an accelerator all stays on the disk.
+
+    Example:
+        >>> device_map, max_memory = streaming_places()
+        >>> (device_map, max_memory) == ({"": "disk"}, {}) or max_memory["cpu"] == 0
+        True
+    """
+    from accelerate.utils import get_max_memory
+
+    # Macs share one memory with their accelerator, which get_max_memory names "mps".
+    most: dict[int | str, int] = {
+        device: size // 2 for device, size in get_max_memory().items() if device in _numbers()
+    }
+    return ("auto", {**most, "cpu": 0}) if most else ({"": "disk"}, {})
+
+
 def _accelerators() -> list[tuple[str, int]]:
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return [] if kind is None else [(kind.type, number) for number in range(torch.accelerator.device_count())]
+
+
+def _numbers() -> range:
+    return range(len(_accelerators()))
 
 
 def _devices() -> list[str]:
