@@ -24,7 +24,7 @@ from .planner import TARGET_REACHED, Measure, RoundPlanner, Score
 from .promises import TakeOutcomes
 from .record import Measurement, PruningRecord, Round
 from .recovery import WholeModel, make_trainable
-from .roundplan import RoundPlan, new_record, new_round
+from .roundplan import RoundPlan, new_round
 from .runtime import Runtime, SingleProcess
 from .verdict import Evaluate, Judge, Judged, JudgedOn
 
@@ -104,7 +104,7 @@ class PruningEngine:
                 record.stopped = None  # the config asks for fewer layers now
             self.judge.adopt(record)
             return
-        self.record = new_record(model, config, self._planner.depths)
+        self.record = self._planner.begin()
 
     @property
     def pending(self) -> bool:
@@ -169,8 +169,8 @@ class PruningEngine:
     def start_round(self, optimizer: Any = None, scheduler: Any = None, *, scaler: Any = None, step: int = 0) -> bool:
         """Measure, plan and cut.
 
-        A cut that cannot be proved right is not made: it counts as a rejected round, with the reason, and a coarser k
-        is planned.
+        A cut that cannot be proved right is not made: it counts as a rejected round, with the reason, and the next one (a
+        coarser k, another number of layers) is planned.
 
         Args:
             optimizer (*optional*): the live one; edited in place.
@@ -298,13 +298,12 @@ class PruningEngine:
         if accepted and cut.trainable.adds_modules:  # they are a part of the model now
             self._time_forward(self.record, measured)
         round_.after, round_.decided_at_step = measured, step
-        if accepted:
-            self._next = None
-            self._planner.forget()
-            if self._planner.reached(self.record):
-                self.stop(TARGET_REACHED)
-        else:
+        if not accepted:
             self._reject(round_, self._next)
+            return round_
+        self._next = None
+        if reason := self._planner.accept(self.record):
+            self.stop(reason)
         return round_
 
     def rollback(self) -> None:
@@ -340,11 +339,8 @@ class PruningEngine:
     def _reject(self, round_: Round, following: RoundPlan) -> None:
         round_.verdict = "rejected"
         self._next = None
-        self._planner.reject(following.plan, round_.decided_at_step)
-        self.record.granularity = round_.granularity + 1
-        if self.record.granularity > self.config.max_granularity:
-            verb = "refused" if round_.refused else "rejected"
-            self.stop(f"{verb} at granularity {round_.granularity}, the coarsest allowed")
+        if reason := self._planner.reject(self.record, round_, following.plan):
+            self.stop(reason)
 
     def _size(self) -> Measurement:
         return Measurement(*parameters_after(self.model, {}))

@@ -51,8 +51,8 @@ def prune_(
     """Prune a model in place, in one call and without training.
 
     Without `evaluate` the model is measured once and cut once, or until as many layers are left as `target_num_layers`
-    asks for. With it, the rounds of MPruner's Algorithm 1 are run without recovery: cut, judge, keep or go back, until no
-    round is left.
+    asks for. With it, the rounds of MPruner's Algorithm 1 (or those of a search, for `threshold="auto"`) are run without
+    recovery: cut, judge, keep or go back, until no round is left.
 
     Args:
         model (`PreTrainedModel`): changed in place; afterwards `save_pretrained` writes an ordinary checkpoint. Or peft's
@@ -79,6 +79,11 @@ def prune_(
         UnsupportedBackendError: if weights are offloaded (`device_map`).
     """
     config, whole = config or PruningConfig(), model
+    if config.searches and evaluate is None:
+        raise ValueError(
+            "threshold='auto' searches for the most layers that a metric allows, but nothing evaluates the model: pass "
+            "prune_(..., evaluate=function), or a number as the threshold, e.g. threshold=0.98."
+        )
     criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
     model = cast("PreTrainedModel", unwrap_adapters(cast(nn.Module, whole)))
     check_not_offloaded(

@@ -1,7 +1,7 @@
 """What the next round would cut: measured once, planned for ever coarser k until a cut is new.
 
-Without a number of layers to go, whole clusters go at a threshold (MPruner, Algorithm 1); with one, the layers that a
-criterion scores lowest.
+Without a number of layers to go, whole clusters go at a threshold (MPruner, Algorithm 1); with one, or one that is searched
+for, the layers that a criterion scores lowest.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from .criteria import (
 )
 from .errors import UnsupportedArchitectureError
 from .plan import PruningPlan
-from .record import PruningRecord
-from .roundplan import RoundPlan, find_alike, original_similarity
+from .record import PruningRecord, Round
+from .roundplan import RoundPlan, find_alike, new_record, original_similarity
+from .search import LayerSearch
 from .similarity import SimilarityMatrix
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class RoundPlanner:
     Attributes:
         depths (`dict[str, int]`): for each stack that may be cut, the layers it has now.
         criterion (`Criterion`, *optional*): what scores layers; `None` if whole clusters go at a threshold.
+        search (`LayerSearch`, *optional*): for the number of layers that go; `None` if somebody says how many.
 
     Raises:
         UnsupportedArchitectureError: if the model has no stack that can be cut.
@@ -74,8 +76,9 @@ class RoundPlanner:
         self.criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
         if self.criterion is not None and score is None:
             raise ValueError(
-                "target_num_layers and layers_per_round need a way to score layers: pass score to PruningEngine."
+                "threshold='auto', targets and layers_per_round need a way to score layers: pass score to PruningEngine."
             )
+        self.search: LayerSearch | None = None
         self._measured: tuple[dict[str, SimilarityMatrix], float] | None = None
         self._scored: tuple[ScoredLayers, float] | None = None
         self._measured_at: int | None = None  # the step of the training at which the model is as measured
@@ -123,6 +126,11 @@ class RoundPlanner:
         stacks = self._find_stacks()
         if isinstance(stacks, str):
             return stacks
+        if self.criterion is not None and self.search is not None:
+            criterion, protected = self.criterion, self._live_protected(record, [stack.path for stack in stacks])
+            return self.search.plan(
+                criterion, stacks, protected, record, lambda held, most: self._score_once(criterion, held, most, step)
+            )
         if self.criterion is not None:
             return self._plan_by_scores(self.criterion, stacks, record, step)
         if self._measured is None:
@@ -193,6 +201,8 @@ class RoundPlanner:
                 if reasons
                 else str(error)
             ) from None
+        if self.config.searches:
+            self.search = LayerSearch.begin(self._quota, stacks, held, self.config.max_rounds)
         if not self._quota.targets and not self._quota.numbers(stacks, held, 1):
             named = "; ".join(f"'{path}': protected {sorted(layers)}" for path, layers in self._protected.items())
             reason = f"; criterion='{criterion.name}': {reasons[0]}" if reasons else ""
@@ -230,10 +240,39 @@ class RoundPlanner:
         stacks = self._find_stacks()
         return {} if isinstance(stacks, str) else original_similarity(self._measure(stacks), record.kept)
 
-    def reject(self, plan: PruningPlan, step: int = 0) -> None:
-        """Do not plan this cut again; the model is as it was, so what was measured still holds."""
+    def begin(self) -> PruningRecord:
+        """The record of a run that begins, with what a search can cost."""
+        record = new_record(self.model, self.config, self.depths)
+        record.search = {} if self.search is None else self.search.bounds.to_dict()
+        return record
+
+    def accept(self, record: PruningRecord) -> str | None:
+        """A cut was kept: what was measured before it no longer holds; returns why no round can follow, if none can."""
+        self.forget()
+        if self.reached(record):
+            return TARGET_REACHED
+        return None if self.search is None else self.search.over(record)
+
+    def reject(self, record: PruningRecord, round_: Round, plan: PruningPlan) -> str | None:
+        """Do not plan this cut again; the model is as it was, so what was measured still holds.
+
+        Args:
+            record (`PruningRecord`): of the run; its granularity becomes the next coarser one, unless a number is searched
+                for.
+            round_ (`Round`): that was rejected.
+            plan (`PruningPlan`): of that round.
+
+        Returns:
+            `str`: why no round can follow, if none can.
+        """
         self._rejected.append(_shortened(plan))
-        self._measured_at = step
+        self._measured_at = round_.decided_at_step
+        if self.search is not None:
+            return self.search.over(record)
+        record.granularity = round_.granularity + 1
+        verb = "refused" if round_.refused else "rejected"
+        is_last = record.granularity > self.config.max_granularity
+        return f"{verb} at granularity {round_.granularity}, the coarsest allowed" if is_last else None
 
     def _find_stacks(self) -> list[BlockStack] | str:
         """The stacks that may be cut, or in words why there is none; one that is down to one layer is no stack any more."""
@@ -248,6 +287,8 @@ class RoundPlanner:
 
         Similarities are read from the record, to the bit, so that the next plan is the one that would have been made.
         """
+        if self.config.searches:
+            self.search = LayerSearch.resume(self._quota, record)
         before = record.kept
         for round_ in reversed(record.rounds):
             if round_.verdict not in ("rejected", "pending"):

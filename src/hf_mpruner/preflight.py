@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +12,7 @@ from transformers import EarlyStoppingCallback
 from .config import PruningConfig
 from .errors import MPrunerError, UnsupportedBackendError
 from .record import RECORD_NAME, PruningRecord
+from .search import SearchBounds
 from .subject import check_surroundings, trained_model, trained_whole
 from .trainers import evaluator_of
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Schedules that follow the Trainer's evaluations.
 _BY_EVALUATION = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau", "GreedyLR")
+
+logger = logging.getLogger(__name__)
 
 
 def check_alone(trainer: Trainer, state: TrainerState, kind: type) -> None:
@@ -131,6 +135,37 @@ def _check_promise(trainer: Trainer, config: PruningConfig) -> None:
                 f"no part in but for the verdict, and {what} lets it choose them. Pass {instead}, or confidence=None. Nothing "
                 "was changed."
             )
+
+
+def check_search(config: PruningConfig, record: PruningRecord, epochs: float) -> None:
+    """Say what a search can cost, and warn if the training may be too short for it.
+
+    Args:
+        config (`PruningConfig`): what the user asked for.
+        record (`PruningRecord`): of a run that begins.
+        epochs (`float`): of the training.
+    """
+    if not record.search:
+        return
+    bounds = SearchBounds.from_dict(record.search)
+    needed = config.start_epoch + config.recovery_epochs * bounds.most_recoveries
+    logger.info(
+        "The search for the number of layers trains and judges at most %d candidates, of %d numbers of layers that may go.",
+        bounds.most_recoveries,
+        len(bounds.numbers),
+    )
+    if epochs < needed:
+        logger.warning(
+            "The search for the number of layers may need %d epochs (start_epoch=%d, and %d recoveries at most of "
+            "recovery_epochs=%d), but the training has %g: it may end with fewer layers removed than would pass. For all of "
+            "it pass TrainingArguments(num_train_epochs=%d).",
+            needed,
+            config.start_epoch,
+            bounds.most_recoveries,
+            config.recovery_epochs,
+            epochs,
+            needed,
+        )
 
 
 def steps_per_epoch(loader: Any, args: TrainingArguments) -> int:

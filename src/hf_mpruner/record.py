@@ -108,6 +108,11 @@ class Round:
     level: float | None = None
     bound: dict[str, Any] | None = None
 
+    @property
+    def was_tested(self) -> bool:
+        """Whether its cut was evaluated and got a verdict by that: not refused, not taken back before."""
+        return self.verdict in ("accepted", "rejected") and self.after.evaluation_seconds is not None
+
 
 @dataclass
 class PruningRecord:

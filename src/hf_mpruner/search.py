@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from .record import PruningRecord, Round
+from .architectures import BlockStack
+from .criteria import Criterion, Quota, ScoredLayers, hold_protected, plan_layers, possible_totals, share_by
+from .plan import PruningPlan
+from .record import PruningRecord
+from .roundplan import RoundPlan, find_alike
+
+# Scores of some stacks for as many layers of each as may go, and the seconds that they took.
+ScoreOnce = Callable[[list[BlockStack], dict[str, int]], tuple[ScoredLayers, float]]
 
 
 class Standing(NamedTuple):
@@ -18,14 +25,15 @@ class Standing(NamedTuple):
         rejected (`int`, *optional*): the smallest number of layers whose cut was judged and rejected.
         num_accepted (`int`): accepted rounds.
         num_rejected (`int`): rounds that were judged and rejected.
-        refused (`frozenset` of `int`): numbers whose cut from the last accepted model could not be proved right.
+        refused (`tuple`): what would have been kept by the cuts of the last accepted model that could not be proved right;
+            for each stack, in the original numbering.
     """
 
     removed: int = 0
     rejected: int | None = None
     num_accepted: int = 0
     num_rejected: int = 0
-    refused: frozenset[int] = frozenset()
+    refused: tuple[Mapping[str, Sequence[int]], ...] = ()
 
     @property
     def num_recoveries(self) -> int:
@@ -74,6 +82,86 @@ class SearchBounds:
         return cls(**{**values, "numbers": tuple(values["numbers"])})
 
 
+class LayerSearch:
+    """Plans the rounds of a search.
+
+    Each candidate is cut from the last accepted model, so that what it recovered is not lost. Which of its layers go for a
+    number, the criterion says, of the model as it is.
+
+    Args:
+        quota (`Quota`): how many layers may go.
+        bounds (`SearchBounds`): what the search can cost.
+    """
+
+    def __init__(self, quota: Quota, bounds: SearchBounds) -> None:
+        """Nothing is planned yet."""
+        self.bounds, self._quota = bounds, quota
+
+    @classmethod
+    def begin(
+        cls, quota: Quota, stacks: Sequence[BlockStack], held: Mapping[str, set[int]], max_rounds: int | None = None
+    ) -> LayerSearch:
+        """The search of a run that begins.
+
+        Args:
+            quota (`Quota`): how many layers may go.
+            stacks (`Sequence[BlockStack]`): of the uncut model.
+            held (`Mapping[str, set[int]]`): for each of them the layers that stay, besides pinned ones.
+            max_rounds (`int`, *optional*): rounds after which the run stops anyway.
+        """
+        return cls(quota, SearchBounds.of(possible_totals(quota.possible(stacks, held)), max_rounds))
+
+    @classmethod
+    def resume(cls, quota: Quota, record: PruningRecord) -> LayerSearch:
+        """The search of a run that is gone on with; of one that searched for nothing before, as if every layer could go."""
+        layers = sum(record.depths.values()) - len(record.depths)
+        known = record.search or SearchBounds.of(range(1, layers + 1)).to_dict()
+        return cls(quota, SearchBounds.from_dict(known))
+
+    def plan(
+        self,
+        criterion: Criterion,
+        stacks: Sequence[BlockStack],
+        protected: Mapping[str, list[int]],
+        record: PruningRecord,
+        score: ScoreOnce,
+    ) -> RoundPlan | str:
+        """The round for the number of layers that is tried next, or in words why there is none.
+
+        Args:
+            criterion (`Criterion`): says which layers go.
+            stacks (`Sequence[BlockStack]`): of the model as it is.
+            protected (`Mapping[str, list[int]]`): for each of them the layers that the user wants to stay.
+            record (`PruningRecord`): the run so far.
+            score (callable): lets the criterion score stacks, once for a model.
+        """
+        standing, held = stand(record), hold_protected(stacks, protected)
+        possible = self._quota.possible(stacks, protected)
+        gone = {path: depth - len(record.kept[path]) for path, depth in record.depths.items()}
+        entries = [f"{path}:{layer}" for path, layers in protected.items() for layer in layers]
+        numbers = [standing.removed + number for number in possible_totals(possible)]
+        # Refusals may leave more to try than was paid for.
+        is_left = standing.num_recoveries < self.bounds.most_recoveries
+        while is_left and (number := next_number(numbers, standing)) is not None:
+            total = number - standing.removed
+            scored, seconds = score(held, {path: min(max(fitting), total) for path, fitting in possible.items()})
+            for by_scores in (True, False):
+                try:
+                    shares = share_by(criterion, scored, held, protected, possible, gone, total, by_scores=by_scores)
+                    plan = plan_layers(criterion, scored, stacks, shares, entries)
+                except ValueError:  # so many cannot go together by this criterion
+                    continue
+                if _kept_by(plan, record) not in standing.refused:
+                    return RoundPlan(plan, record.granularity, *find_alike(scored, plan), seconds, scored)
+            numbers.remove(number)
+        return why_over(record, standing)
+
+    def over(self, record: PruningRecord) -> str | None:
+        """Why no further number is tried, in words, as far as that is known without a look at the model."""
+        standing = stand(record)
+        return why_over(record, standing) if next_number(self.bounds.numbers, standing) is None else None
+
+
 def stand(record: PruningRecord) -> Standing:
     """Where the search of a run stands; what a run that is gone on with needs to know is all here.
 
@@ -81,22 +169,17 @@ def stand(record: PruningRecord) -> Standing:
     """
     before = sum(record.depths.values())
     removed = before - sum(map(len, record.kept.values()))
-    accepted, rejected, refused = 0, list[int](), set[int]()
+    accepted, rejected, refused = 0, list[int](), list[Mapping[str, Sequence[int]]]()
     for round_ in record.rounds:
         number = before - sum(map(len, round_.kept.values()))
         if round_.verdict in ("accepted", "unjudged"):
             accepted += 1
             refused.clear()
         elif round_.refused:
-            refused.add(number)
-        elif was_tested(round_):
+            refused.append(round_.kept)
+        elif round_.was_tested:
             rejected.append(number)
-    return Standing(removed, min(rejected, default=None), accepted, len(rejected), frozenset(refused))
-
-
-def was_tested(round_: Round) -> bool:
-    """Whether a round's cut was evaluated and got a verdict by that."""
-    return round_.verdict in ("accepted", "rejected") and round_.after.evaluation_seconds is not None
+    return Standing(removed, min(rejected, default=None), accepted, len(rejected), tuple(refused))
 
 
 def next_number(possible: Sequence[int], standing: Standing) -> int | None:
@@ -119,11 +202,7 @@ def next_number(possible: Sequence[int], standing: Standing) -> int | None:
         5
     """
     end = standing.rejected
-    left = [
-        number
-        for number in possible
-        if number > standing.removed and (end is None or number < end) and number not in standing.refused
-    ]
+    left = [number for number in possible if number > standing.removed and (end is None or number < end)]
     return left[_place(len(left), standing.num_accepted if end is None else None)] if left else None
 
 
@@ -147,17 +226,6 @@ def num_branches(num_numbers: int) -> int:
     return _worst(num_numbers, 0)[1] + 1
 
 
-def count_recoveries(record: PruningRecord) -> str:
-    """In words, how many candidates were trained and judged, and how many that could have been; empty without a search.
-
-    Args:
-        record (`PruningRecord`): of a run.
-    """
-    if not record.search:
-        return ""
-    return f"{stand(record).num_recoveries} of at most {SearchBounds.from_dict(record.search).most_recoveries}"
-
-
 def why_over(record: PruningRecord, standing: Standing) -> str:
     """Why no further number is tried, in words."""
     found = f"{standing.removed} of {sum(record.depths.values())} layers go"
@@ -167,8 +235,15 @@ def why_over(record: PruningRecord, standing: Standing) -> str:
         reason = f"the search is over: {found}, {standing.rejected} were rejected"
     else:
         reason = f"the search is over: even {standing.rejected} of {sum(record.depths.values())} layers was rejected"
-    refused = sorted(number for number in standing.refused if number < (standing.rejected or number + 1))
-    return f"{reason}; refused: {', '.join(map(str, refused))}" if refused else reason
+    refused = {sum(record.depths.values()) - sum(map(len, kept.values())) for kept in standing.refused}
+    below = sorted(number for number in refused if standing.rejected is None or number < standing.rejected)
+    return f"{reason}; cuts to lose {', '.join(map(str, below))} were refused" if below else reason
+
+
+def _kept_by(plan: PruningPlan, record: PruningRecord) -> dict[str, list[int]]:
+    """The layers that a plan would keep of the last accepted model, in the original numbering."""
+    before = record.kept
+    return {**before, **{path: [before[path][layer] for layer in stack.kept] for path, stack in plan.stacks.items()}}
 
 
 def _place(num_left: int, num_accepted: int | None) -> int:

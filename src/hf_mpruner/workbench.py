@@ -19,6 +19,7 @@ from .facts import Seen, find_judged, watch_evaluations, write_facts
 from .features import measure_similarity
 from .footprint import measure_costs
 from .metric import strip_prefix
+from .preflight import check_search
 from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime, keep_rng_state
 from .subject import trained_model, trained_whole
@@ -96,6 +97,8 @@ class Workbench:
             with self.aside():
                 facts = self._scores.check(criterion) or facts
         write_facts(engine.record, self.trainer, facts)
+        if record is None:
+            check_search(config, engine.record, self.trainer.state.num_train_epochs)
         return engine
 
     def measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:

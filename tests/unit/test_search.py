@@ -7,17 +7,17 @@ import math
 
 import pytest
 
-from hf_mpruner.criteria.shares import possible_totals, proportional, share_out
+from hf_mpruner.architectures import BlockStack, ConfigField
+from hf_mpruner.criteria import LayerScores, ScoredLayers, find_criterion, possible_totals, share_by
+from hf_mpruner.criteria.shares import proportional, share_out
 from hf_mpruner.guarantee import TestLevels
 from hf_mpruner.record import Measurement, PruningRecord, Round
 from hf_mpruner.search import (
     SearchBounds,
-    count_recoveries,
     most_recoveries,
     next_number,
     num_branches,
     stand,
-    was_tested,
     why_over,
 )
 
@@ -31,14 +31,11 @@ def write_round(record, removed, verdict, refused=False, evaluated=True):
     record.rounds.append(Round(number, 1, kept, {}, {}, after, verdict=verdict, refused=refused))
 
 
-def run(depth, passes, possible=None, refuses=lambda number, removed: False):
+def run(depth, passes, possible=None):
     """Search to the end through a record, as the planner does; returns the numbers tried and the record."""
     record = PruningRecord({"layer": depth})
     tried = []
     while (number := next_number(possible or range(1, depth), stand(record))) is not None:
-        if refuses(number, stand(record).removed):
-            write_round(record, number, "rejected", refused=True)
-            continue
         tried.append(number)
         write_round(record, number, "accepted" if passes(number, len(tried)) else "rejected")
     return tried, record
@@ -106,20 +103,6 @@ def test_nothing_that_was_rejected_is_tried_again_and_nothing_larger():
             assert all(later < number for later in tried[tried.index(number) + 1 :])
 
 
-def test_refused_numbers_are_passed_over_and_are_no_tests():
-    tried, record = run(12, lambda number, _: number <= 5, refuses=lambda number, removed: number in (1, 4))
-    assert tried == [2, 5, 9, 7, 6]
-    assert stand(record).removed == 5
-    assert stand(record).num_recoveries == len(tried)
-    assert [round_.number for round_ in record.rounds if round_.refused] == [1, 3]
-
-
-def test_a_number_that_was_refused_may_be_tried_from_a_smaller_model():
-    tried, record = run(6, lambda number, _: number <= 2, refuses=lambda number, removed: (number, removed) == (2, 0))
-    assert stand(record).removed == 2
-    assert 2 in tried
-
-
 def test_numbers_that_cannot_go_are_never_tried():
     tried, record = run(9, lambda number, _: number <= 5, possible=[2, 4, 6, 8])
     assert tried == [2, 6, 4]
@@ -130,22 +113,21 @@ def test_a_cut_that_was_taken_back_without_an_evaluation_was_not_tested():
     record = PruningRecord({"layer": 12})
     write_round(record, 1, "accepted")
     write_round(record, 3, "rejected", evaluated=False)
-    assert not was_tested(record.rounds[-1])
+    assert not record.rounds[-1].was_tested
     assert (stand(record).num_recoveries, next_number(range(1, 12), stand(record))) == (1, 3)
+    write_round(record, 3, "rejected", refused=True)
     write_round(record, 3, "pending", evaluated=False)
-    assert stand(record).num_recoveries == 1
+    assert (stand(record).num_recoveries, stand(record).rejected) == (1, None)
+    assert stand(record).refused == ({"layer": list(range(9))},)
 
 
 def test_the_words_at_the_end_name_what_was_found():
     _, record = run(12, lambda number, _: number <= 4)
-    record.search = SearchBounds.of(range(1, 12)).to_dict()
     assert why_over(record, stand(record)) == "the search is over: 4 of 12 layers go, 5 were rejected"
-    assert count_recoveries(record) == "5 of at most 6"
     assert why_over(*(lambda r: (r, stand(r)))(run(12, lambda *_: False)[1])).endswith(
         "even 1 of 12 layers was rejected"
     )
     assert why_over(*(lambda r: (r, stand(r)))(run(12, lambda *_: True)[1])) == "no further layer can go"
-    assert count_recoveries(PruningRecord({"layer": 12})) == ""
 
 
 def test_bounds_survive_a_record_and_know_of_max_rounds():
@@ -190,3 +172,27 @@ def test_without_a_common_scale_stacks_lose_the_same_share():
     # the encoder lost its share before
     rest = {"encoder": list(range(1, 8)), "decoder": list(range(1, 6))}
     assert share_out(2, proportional(rest, {"encoder": 4}, 2)) == {"decoder": 2}
+
+
+def test_where_a_criterion_compares_stacks_its_scores_share_a_number_out():
+    stacks = [BlockStack(path, "Layer", 3, ConfigField("layers")) for path in ("a", "b")]
+    scores = {"a": LayerScores("a", (0.5, 0.1, 0.6)), "b": LayerScores("b", (0.4, 0.2, 0.3))}
+    possible = {"a": [1, 2], "b": [1, 2]}
+
+    def share(name, total):
+        return share_by(
+            find_criterion(name), ScoredLayers(name, scores), stacks, {"a": (), "b": ()}, possible, {}, total
+        )
+
+    assert [share("loss", total) for total in (1, 2, 3, 4)] == [
+        {"a": 1},  # 0.1
+        {"a": 1, "b": 1},  # 0.1 + 0.2
+        {"a": 1, "b": 2},  # 0.1 + 0.2 + 0.3
+        {"a": 2, "b": 2},
+    ]
+    assert share("magnitude", 2) == {
+        "a": 1,
+        "b": 1,
+    }  # sums of weights of an encoder and of a decoder are on no one scale
+    with pytest.raises(ValueError, match="5 layers of a, b cannot go together"):
+        share("loss", 5)

@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("recovery training", "names and meaning as in TrainingArguments")
     training.add_argument("--learning_rate", type=float, default=5e-5, help="default: 5e-5")
     training.add_argument("--batch_size", type=int, default=16, help="examples a device and step (default: 16)")
-    training.add_argument("--num_train_epochs", type=int, help="all epochs together (default: enough for 10 rounds)")
+    training.add_argument(
+        "--num_train_epochs",
+        type=int,
+        help="all epochs together (default: enough for 10 rounds, or for the whole search of --threshold auto)",
+    )
     training.add_argument("--weight_decay", type=float, default=0.0, help="default: 0")
     training.add_argument(
         "--lr_scheduler_type", default="constant", help="default: constant, so that every round recovers alike"
@@ -111,6 +115,7 @@ def _write(args: argparse.Namespace, config: PruningConfig, inputs: Inputs, repo
         quiet=args.output_dir,
     )
     lower = "a lower --threshold or " if config.plans_by_threshold else ""
+    lower = lower if not config.searches else "another --criterion or "
     if not report.plan.num_removed:
         say(
             args,

@@ -17,12 +17,15 @@ from transformers import (
     TrainerCallback,
 )
 
-from hf_mpruner.config import PruningConfig
+from hf_mpruner.config import PruningConfig, resolve_protected
+from hf_mpruner.criteria import Quota
 from hf_mpruner.metric import choose_metric, strip_prefix
 from hf_mpruner.runtime import keep_rng_state
+from hf_mpruner.search import LayerSearch
 
 from .arguments import read_training
 from .inputs import Inputs
+from .measure import chosen_stacks
 from .output import say
 from .parser import UsageError
 from .processes import rank, world_size
@@ -52,8 +55,9 @@ def make_trainer(
         judge: model-ready examples to evaluate on.
         folder (`str`): a temporary folder.
     """
-    epochs = args.num_train_epochs or config.start_epoch + config.recovery_epochs * (config.max_rounds or ROUNDS)
     task, model, processing_class = inputs.task, inputs.model, inputs.processing_class
+    rounds = most_rounds(model, config) if config.searches else config.max_rounds or ROUNDS
+    epochs = args.num_train_epochs or config.start_epoch + config.recovery_epochs * rounds
     trainer_class, arguments_class = task.trainer_classes()
     options: dict[str, Any] = {
         "output_dir": folder,
@@ -89,6 +93,14 @@ def make_trainer(
         trainer.add_callback(Bars())
     trainer.add_callback(Talk(lambda text: say(args, text)))
     return trainer
+
+
+def most_rounds(model: Any, config: PruningConfig) -> int:
+    """How many candidates a search through the layers of a model trains at most."""
+    stacks = chosen_stacks(model, config)
+    depths = {stack.path: stack.depth for stack in stacks}
+    quota, held = Quota(config, depths), resolve_protected(config.protect, depths)
+    return LayerSearch.begin(quota, stacks, held, config.max_rounds).bounds.most_recoveries
 
 
 def rehearse(trainer: Trainer, config: PruningConfig, inputs: Inputs) -> PruningConfig:

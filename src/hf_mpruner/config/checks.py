@@ -46,10 +46,9 @@ def check_config(config: Config) -> None:
             "drop in the metric's own unit: pass 0.01 for one point of an accuracy in 0..1."
         )
     _check_promise(config)
-    for name, given in (
-        ("threshold='auto'", config.searches),
-        *((n, True) for n in config.limits),
-    ):
+    if config.searches:
+        _check_search(config)
+    for name, given in (*((n, True) for n in config.limits),):
         if given:  # each line goes with what builds it
             raise ValueError(f"{name} is not built yet.")
     for name, low, high in (
@@ -107,6 +106,23 @@ def _check_promise(config: Config) -> None:
             f"max_metric_drop=0 with confidence={confidence:g}: no number of examples shows that nothing at all is lost. "
             "Allow a small drop, e.g. max_metric_drop=0.01, or pass confidence=None."
         )
+
+
+def _check_search(config: Config) -> None:
+    """Refuse what says how many layers go in a round, or asks for a threshold, beside a search."""
+    decides = "the search decides how many layers go in each round"
+    for name, default, why in (
+        ("layers_per_round", None, decides),
+        ("granularity", 1, decides),
+        ("max_granularity", 3, decides),
+        ("similarity_error_rate", None, "a search has no threshold whose clusters could settle"),
+    ):
+        given = getattr(config, name)
+        if given != default:
+            raise ValueError(
+                f"{name}={given!r} contradicts threshold='auto': {why}. Leave {name} out, or pass a number as the "
+                "threshold, e.g. threshold=0.98."
+            )
 
 
 def _check_recovery(config: Config) -> None:

@@ -7,6 +7,7 @@ from hf_mpruner.criteria.registry import find_criterion, known_criteria, registe
 from hf_mpruner.criteria.rounds import Quota, as_recorded, from_original, hold_protected, to_original
 from hf_mpruner.criteria.scores import LayerScores, ScoredLayers, ScoringCost
 from hf_mpruner.criteria.select import check_number, free_layers, pick_lowest
+from hf_mpruner.criteria.shares import possible_totals, share_by
 
 __all__ = [
     "Criterion",
@@ -25,7 +26,9 @@ __all__ = [
     "known_criteria",
     "pick_lowest",
     "plan_layers",
+    "possible_totals",
     "register_criterion",
     "score_layers",
+    "share_by",
     "to_original",
 ]

@@ -29,6 +29,8 @@ class Criterion(ABC):
         cost (`str`): forward passes over the calibration data, in words: "1", "L" (one a layer), "R x L" (R removals).
         needs (`frozenset[str]`): of `"data"`, `"loss"`, `"gradients"`, `"metric"`, and `"weights"`: it reads them itself, so
             they must be in memory.
+        compares_stacks (`bool`): whether `harm` can be compared between stacks, so that a number of layers in total can be
+            shared out by it. If not, every stack loses the same share of its layers.
 
     Example:
         >>> class FirstHalf(Criterion):
@@ -45,6 +47,7 @@ class Criterion(ABC):
     source: ClassVar[str] = ""
     cost: ClassVar[str] = "0"
     needs: ClassVar[frozenset[str]] = frozenset()
+    compares_stacks: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, inputs: CriterionInputs) -> Scores:
@@ -70,6 +73,15 @@ class Criterion(ABC):
             ValueError: if so many cannot go; says how many can.
         """
         return pick_lowest(scores, stack, num_removed, protected)
+
+    def harm(self, scores: LayerScores, removed: Sequence[int]) -> float:
+        """What a plan for one stack costs, by these scores; 0 for none, and by default the sum over the layers that go.
+
+        Args:
+            scores (`LayerScores`): of the stack, from `score`.
+            removed (`Sequence[int]`): from `select`.
+        """
+        return sum(value for layer in removed if (value := scores.values[layer]) is not None)
 
     def must_stay(self, model: nn.Module, stack: BlockStack) -> Mapping[int, str]:
         """Layers that this criterion removes under no data, each with the reason; none, for all that only delete.

@@ -20,6 +20,7 @@ class Loss(Criterion):
     source = "Shortened LLaMA: Kim et al. 2024, arXiv 2402.02834 (there as perplexity, which orders layers alike)"
     cost = "L"
     needs = frozenset({"data", "loss"})
+    compares_stacks = True
 
     def score(self, inputs: CriterionInputs) -> Scores:
         """Mean loss over the data, in the loss's unit."""

@@ -24,6 +24,7 @@ class MetricDrop(Criterion):
     source = "arXiv 2605.14075 (accuracy drop)"
     cost = "L + 1 evaluations"
     needs = frozenset({"metric"})
+    compares_stacks = True
 
     def score(self, inputs: CriterionInputs) -> Scores:
         """The metric of the whole model less that without the layer, in the metric's unit, higher is better."""

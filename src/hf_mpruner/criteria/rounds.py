@@ -67,16 +67,33 @@ class Quota:
             that its runs can give.
         """
         found = {}
+        for path, (fitting, most) in self._limits(stacks, protected).items():
+            asked = -(-min(most, self._per_round or most) // granularity)
+            found[path] = max((n for n in fitting if n <= asked), default=min(fitting))
+        return found
+
+    def possible(self, stacks: Sequence[BlockStack], protected: Protected) -> dict[str, list[int]]:
+        """Every number of layers that can go next and leaves what was asked for.
+
+        Args:
+            stacks (`Sequence[BlockStack]`): as they are now.
+            protected (`Mapping[str, Collection[int]]`): for each stack layers that stay, in the numbering of now.
+
+        Returns:
+            `dict[str, list[int]]`: ascending, without 0; without stacks of which none can go.
+        """
+        return {path: fitting for path, (fitting, _) in self._limits(stacks, protected).items()}
+
+    def _limits(self, stacks: Sequence[BlockStack], protected: Protected) -> dict[str, tuple[list[int], int]]:
+        """For each stack that can lose any the numbers of layers that can go, and the most that may."""
+        found = {}
         for stack in stacks:
             possible = _possible(stack, protected.get(stack.path, ()))
             most = max(possible, default=0)
             if self._has_target:
                 most = min(most, stack.depth - self.targets.get(stack.path, stack.depth))
-            whole = min(most, self._per_round or most)
-            asked = -(-whole // granularity)
-            fitting = [number for number in possible if number <= most]
-            if asked > 0 and fitting:
-                found[stack.path] = max((n for n in fitting if n <= asked), default=min(fitting))
+            if fitting := [number for number in possible if number <= most]:
+                found[stack.path] = (fitting, most)
         return found
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+from hf_mpruner.architectures import BlockStack
+from hf_mpruner.criteria.base import Criterion
+from hf_mpruner.criteria.scores import ScoredLayers
 
 Costs = Mapping[str, Mapping[int, float]]
 
@@ -67,3 +71,60 @@ def share_out(total: int, costs: Costs) -> dict[str, int] | None:
                     found[gone + number] = (cost + more, {**numbers, **({path: number} if number else {})})
         best = found
     return best[total][1] if total in best else None
+
+
+def share_by(
+    criterion: Criterion,
+    scored: ScoredLayers,
+    stacks: Sequence[BlockStack],
+    protected: Mapping[str, Collection[int]],
+    possible: Mapping[str, Sequence[int]],
+    removed: Mapping[str, int],
+    total: int,
+    *,
+    by_scores: bool = True,
+) -> dict[str, int]:
+    """How many layers of each stack go, by a criterion's scores where it compares stacks, else the same share of each.
+
+    Args:
+        criterion (`Criterion`): that scored.
+        scored (`ScoredLayers`): of these stacks.
+        stacks (`Sequence[BlockStack]`): as they were scored.
+        protected (`Mapping[str, Collection[int]]`): for each stack layers that stay, besides pinned ones.
+        possible (`Mapping[str, Sequence[int]]`): for each stack the numbers of layers that can go; from `Quota.possible`.
+        removed (`Mapping[str, int]`): for each stack the layers that are gone already.
+        total (`int`): how many go now, over all stacks.
+        by_scores (`bool`): if not, the same share of each, whatever the criterion says.
+
+    Raises:
+        ValueError: if no numbers that can go add up to it.
+    """
+    costs = proportional(possible, removed, total)
+    if by_scores and len(possible) > 1 and criterion.compares_stacks:
+        costs = _harms(criterion, scored, stacks, protected, possible, total)
+    found = share_out(total, costs)
+    if found is None:
+        raise ValueError(f"{total} layers of {', '.join(possible)} cannot go together.")
+    return found
+
+
+def _harms(
+    criterion: Criterion,
+    scored: ScoredLayers,
+    stacks: Sequence[BlockStack],
+    protected: Mapping[str, Collection[int]],
+    possible: Mapping[str, Sequence[int]],
+    total: int,
+) -> Costs:
+    """For each stack the harm of every number of layers that can go, of which the criterion finds layers."""
+    costs: dict[str, dict[int, float]] = {}
+    for stack in stacks:
+        of = costs[stack.path] = {0: 0.0}
+        for number in possible.get(stack.path, ()):
+            if number <= total:
+                scores = scored.scores[stack.path]
+                try:
+                    of[number] = criterion.harm(scores, criterion.select(scores, stack, number, protected[stack.path]))
+                except ValueError:  # so many cannot go together by this criterion
+                    continue
+    return costs

@@ -155,6 +155,9 @@ class PruningReport:
             if cost
             else []
         )
+        if self.record.search:
+            tried = sum(round_.was_tested for round_ in self.rounds)
+            chosen.append(f"recoveries: {tried} of at most {self.record.search['most_recoveries']}")
         stopped = [f"stopped: {self.record.stopped}"] if self.record.stopped else []
         spent = [f"cost: {words}"] if (words := run_cost_in_words(self.record)) else []
         return "\n".join([self.to_table(), *chosen, *self.refusals, *stopped, *spent])
