@@ -79,11 +79,6 @@ def prune_(
         UnsupportedBackendError: if weights are offloaded (`device_map`).
     """
     config, whole = config or PruningConfig(), model
-    if config.searches and evaluate is None:
-        raise ValueError(
-            "threshold='auto' searches for the most layers that a metric allows, but nothing evaluates the model: pass "
-            "prune_(..., evaluate=function), or a number as the threshold, e.g. threshold=0.98."
-        )
     criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
     model = cast("PreTrainedModel", unwrap_adapters(cast(nn.Module, whole)))
     check_not_offloaded(
@@ -121,6 +116,12 @@ def _make_engine(
     eval_dataset: Any,
     show_progress: bool | None,
 ) -> PruningEngine:
+    if config.searches and evaluate is None:
+        raise ValueError(
+            "threshold='auto' searches for the most layers that a metric allows, but nothing evaluates the model: pass "
+            "prune_(..., evaluate=function), or a number as the threshold, e.g. threshold=0.98."
+        )
+
     def measure(stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
         return measure_similarity(
             model,
