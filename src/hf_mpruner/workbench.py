@@ -188,6 +188,8 @@ class Workbench:
             facts[f"{PREFIX}_{metric}"] = round_.after.metric
         if round_.drop is not None:
             facts[f"{PREFIX}_drop"] = round_.drop
+        if round_.bound:
+            facts[f"{PREFIX}_drop_at_most"] = round_.bound["upper"]
         with keep_books(self.trainer), _keep_control(self.trainer):
             self.trainer.log(facts)
 

@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_mpruner.record import Measurement, PruningRecord
-from hf_mpruner.report import PruningReport, cache_in_words, format_bytes, format_rate, saved_apart, throughput
+from hf_mpruner.report import (
+    PruningReport,
+    cache_in_words,
+    format_bytes,
+    format_rate,
+    promise_in_words,
+    saved_apart,
+    throughput,
+)
 
 from .prose import described, kept_round
 from .words import code, count, number, plain
 
 
 def headlines(report: PruningReport) -> list[str]:
-    """Before and after in a few lines: size, metric, latency, cache."""
+    """Before and after in a few lines: size, metric, what is promised of it, latency, cache."""
     before, after, record = report.before, report.after, report.record
     if before is None or after is None or record.pending:
         return []
@@ -24,6 +32,8 @@ def headlines(report: PruningReport) -> list[str]:
     ]
     if record.metric and before.metric is not None and after.metric is not None:
         lines.append(_metric_line(report, before.metric, after))
+    if words := promise_in_words(record):
+        lines.append(f"**Promise**: {plain(words)}")
     if before.latency_seconds is not None and after.latency_seconds is not None:
         lines.append(
             f"**Latency**: {before.latency_seconds * 1000:.2f} ms -> {after.latency_seconds * 1000:.2f} ms, the median of a "

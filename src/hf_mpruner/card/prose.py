@@ -22,7 +22,7 @@ from .facts import ModelFacts
 from .words import code, count, number, numbers, plain, settings
 
 # Settings that a sentence of their own tells.
-_TOLD = ("threshold", "max_metric_drop", "metric", "greater_is_better", "criterion")
+_TOLD = ("threshold", "max_metric_drop", "confidence", "metric", "greater_is_better", "criterion")
 _FEWER = " (in a round with k=2 or k=3 a half or a third of that number)."
 
 # Of the Trainer's settings, what a sentence tells unless it has this value; all of them are below it.
@@ -148,10 +148,7 @@ def recovery_lines(report: PruningReport, config: PruningConfig | None) -> list[
         better = {True: " (greater is better)", False: " (smaller is better)"}.get(
             record.greater_is_better or False, ""
         )
-        lines.append(
-            f"A round was kept if {code(record.metric)}{better} was worse than the uncut model's by {config.max_metric_drop} "
-            "at most."
-        )
+        lines.append(_how_judged(record, f"{code(record.metric)}{better}", config.max_metric_drop))
     default = PruningConfig().to_dict()
     changed = {key: value for key, value in config.to_dict().items() if value != default[key] and key not in _TOLD}
     if changed:
@@ -165,6 +162,20 @@ def recovery_lines(report: PruningReport, config: PruningConfig | None) -> list[
     }:
         lines.append(f"Between a cut and its verdict the model trained with {settings(told)}.")
     return lines
+
+
+def _how_judged(record: PruningRecord, metric: str, allowed: float) -> str:
+    """What a round had to show."""
+    if not record.promise:
+        return (
+            f"A round was kept if {metric} was worse than the uncut model's by {allowed} at most. That compares measured values, "
+            "and promises nothing about other examples."
+        )
+    error_rate = 1 - record.promise["confidence"]
+    return (
+        f"A round was kept if the upper confidence bound of how much worse {metric} is than the uncut model's, example by example, "
+        f"was {allowed} at most; all rounds together may err with probability {error_rate:.4g}."
+    )
 
 
 def _how_chosen(report: PruningReport, config: PruningConfig) -> list[str]:
@@ -198,13 +209,18 @@ def limits(report: PruningReport, config: PruningConfig | None, base_model: str 
     if _same(chose, judged):
         said.append("The layers were chosen on the same data that judged the rounds, which flatters the result.")
     tries = sum(round_.drop is not None for round_ in report.rounds)
-    if tries > 1:
+    if record.promise:
+        said.append(
+            "What is promised is about examples drawn like those that judged, and about the weights that were judged: not about "
+            "other data, and not about a quantised, converted or further trained copy."
+        )
+    elif tries > 1:
         said.append(
             f"The judging data decided {tries} rounds, so its numbers are a little too good: data that decided nothing "
             "would say how much."
         )
     said += _noise(kept, after, record)
-    if measured and kept is not None and kept.decided_at_step and not (config and config.stop_when_done):
+    if measured and kept is not None and kept.decided_at_step and not (config and config.ends_when_done):
         said.append(
             f"It was measured at training step {kept.decided_at_step:,}. If training went on after that, the weights are "
             "newer than the numbers."
@@ -217,7 +233,7 @@ def limits(report: PruningReport, config: PruningConfig | None, base_model: str 
 
 
 def _noise(kept: Round | None, after: Measurement | None, record: PruningRecord) -> list[str]:
-    if kept is None or kept.drop is None or after is None or not record.metric:
+    if kept is None or kept.drop is None or after is None or not record.metric or kept.bound:
         return []
     if not after.interval:
         return [

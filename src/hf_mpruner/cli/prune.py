@@ -114,15 +114,22 @@ def _write(args: argparse.Namespace, config: PruningConfig, inputs: Inputs, repo
         values={"output_dir": args.output_dir, "plan": report.plan.to_dict(), "report": report.to_dict()},
         quiet=args.output_dir,
     )
-    lower = "a lower --threshold or " if config.plans_by_threshold else ""
-    lower = lower if not config.searches else "another --criterion or "
     if not report.plan.num_removed:
-        say(
-            args,
-            f"No layer was removed: {report.record.stopped}. Try {lower}a larger --max_metric_drop.",
-        )
+        say(args, f"No layer was removed: {report.record.stopped}. Try {_instead(config, report)}.")
     say(args, f"Wrote {folder}. Load it: {inputs.task.auto_class}.from_pretrained({args.output_dir!r})")
     say(args, f"Next: {command_line('inspect', args.output_dir, *same_trust(args))}")
+
+
+def _instead(config: PruningConfig, report: PruningReport) -> str:
+    """What may remove layers where this run removed none."""
+    ways = ["a lower --threshold"] if config.plans_by_threshold else []
+    ways += ["another --criterion"] if config.searches else []
+    ways.append("a larger --max_metric_drop")
+    bounds = [round_.bound for round_ in report.rounds if round_.bound]
+    needed = [bound["needed"] for bound in bounds if bound["needed"] and bound["drop"] <= bound["max_drop"]]
+    if needed:  # the measured drop was small enough, and what it shows is not
+        ways.append(f"about {min(needed):,} judging examples (--eval_split)")
+    return " or ".join(ways)
 
 
 def _check(args: argparse.Namespace, config: PruningConfig) -> None:

@@ -155,6 +155,8 @@ class Talk(TrainerCallback):
         if "mpruner_accepted" not in logs:
             self.say(f"Round {logs['mpruner_round']}: cut to {size}.")
             return
-        drop = f" (metric drop {logs['mpruner_drop']:+.4f})" if "mpruner_drop" in logs else ""
+        drop = f" (metric drop {logs['mpruner_drop']:+.4f}" if "mpruner_drop" in logs else ""
+        drop += f", at most {logs['mpruner_drop_at_most']:+.4f}" if "mpruner_drop_at_most" in logs else ""
+        drop += ")" if drop else ""
         verdict = "accepted" if logs["mpruner_accepted"] else "rejected, back to the model before"
         self.say(f"Round {logs['mpruner_round']}: {verdict}{drop}.")

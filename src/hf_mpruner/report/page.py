@@ -21,6 +21,7 @@ from .charts import (
     strip_chart,
 )
 from .costs import cache_in_words, run_cost_in_words, saved_apart, throughput
+from .promised import promise_in_words, promised_bound
 from .scores import chose_on_data, score_chart, scored_rounds
 from .series import (
     STATES,
@@ -55,6 +56,7 @@ def render_page(record: PruningRecord, header: Sequence[str], rows: Sequence[Seq
         title=f"Pruning report: {_name(record)}" if _name(record) else "Pruning report",
         name=_name(record),
         summary=_summary(record),
+        promise=promise_in_words(record),
         tiles=_tiles(record),
         header=header,
         rows=rows,
@@ -129,6 +131,8 @@ def _tiles(record: PruningRecord) -> list[tuple[str, str, str]]:
     if before.metric is not None and after.metric is not None:
         allowed, accepted = record.config.get("max_metric_drop"), _accepted(record)
         note = f"drop {accepted[-1].drop:+.4f}" if accepted and accepted[-1].drop is not None else ""
+        bound = promised_bound(record)
+        note += f", at most {bound.upper:+.4f}" if note and bound else ""
         note = f"{note}, {allowed:g} allowed" if note and allowed is not None else note
         tiles.append((record.metric or "metric", _change(f"{before.metric:.4f}", f"{after.metric:.4f}"), note))
     for name, one, other in (

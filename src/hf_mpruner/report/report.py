@@ -16,6 +16,7 @@ from hf_mpruner.storage import write_json, write_text
 
 from .costs import cache_per_token, cost_values, run_cost_in_words, saved_apart
 from .page import PAGE_NAME, render_page
+from .promised import bound_of, promise_in_words, promised_bound
 from .scores import chosen_by, chosen_over, total_cost
 from .words import cost_in_words, format_bytes
 
@@ -79,7 +80,7 @@ class PruningReport:
     def to_table(self) -> str:
         """Aligned text for a terminal: a row for the uncut model and for each round.
 
-        Layers left in each stack, parameters, size, the metric with its confidence interval, its drop, the time of an
+        Layers left in each stack, parameters, size, the metric with its confidence interval, its drop and the bound of it, the time of an
         evaluation and of a forward pass on a batch and on one row of it, what a token adds to the cache, the verdict. A
         column without any value is left out.
         """
@@ -112,7 +113,7 @@ class PruningReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: the record, and the table's facts about before and after."""
-        before, after = self.before, self.after
+        before, after, bound = self.before, self.after, promised_bound(self.record)
         return {
             "layers_before": dict(self.record.depths),
             "layers_after": {path: len(layers) for path, layers in self.record.kept.items()},
@@ -124,6 +125,8 @@ class PruningReport:
             "interval_before": before.interval if before else None,
             "interval_after": after.interval if after else None,
             "num_examples": after.num_examples if after else None,
+            "drop_at_most": bound.upper if bound else None,
+            "promise": promise_in_words(self.record) or None,
             **cost_values(self.record, before, after),
             "criteria": chosen_by(self.record),
             "scoring_cost": total_cost(self.record),
@@ -148,7 +151,7 @@ class PruningReport:
         return cls(PruningRecord.from_dict(values["record"]))
 
     def __str__(self) -> str:
-        """The table, what chose the layers, which cuts were refused and why, why the run stopped, and its cost."""
+        """The table, what chose the layers, which cuts were refused and why, why the run stopped, its promise and its cost."""
         cost = total_cost(self.record)
         chosen = (
             [f"layers chosen by {', '.join(chosen_by(self.record))}: {cost_in_words(cost, chosen_over(self.record))}"]
@@ -159,8 +162,9 @@ class PruningReport:
             tried = sum(round_.was_tested for round_ in self.rounds)
             chosen.append(f"recoveries: {tried} of at most {self.record.search['most_recoveries']}")
         stopped = [f"stopped: {self.record.stopped}"] if self.record.stopped else []
+        promised = [f"promise: {words}"] if (words := promise_in_words(self.record)) else []
         spent = [f"cost: {words}"] if (words := run_cost_in_words(self.record)) else []
-        return "\n".join([self.to_table(), *chosen, *self.refusals, *stopped, *spent])
+        return "\n".join([self.to_table(), *chosen, *self.refusals, *stopped, *promised, *spent])
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         paths = list(self.record.depths)
@@ -168,7 +172,7 @@ class PruningReport:
         has_interval = any(one.interval is not None for one in measured)
         metric = (self.record.metric or "metric") + (f" [{self.record.confidence:.0%}]" if has_interval else "")
         costs = ["latency ms", "batch 1 ms", "cache/token", "verdict"]
-        header = ["round", *paths, "parameters", "size", "as saved", metric, "drop", "evaluation s", *costs]
+        header = ["round", *paths, "parameters", "size", "as saved", metric, "drop", "at most", "evaluation s", *costs]
         rows = []
         if self.before:
             depths = [str(depth) for depth in self.record.depths.values()]
@@ -176,7 +180,8 @@ class PruningReport:
         for round_ in self.rounds:
             verdict: str = "refused" if round_.refused else round_.verdict
             verdict = verdict if round_.granularity == 1 else f"{verdict}, k={round_.granularity}"
-            figures = _figures(round_.after, round_.drop)
+            bound = bound_of(round_)
+            figures = _figures(round_.after, round_.drop, None if bound is None else bound.upper)
             if round_.refused:  # nothing of that size was ever there
                 figures = [""] * len(figures)
             rows.append([str(round_.number), *(str(len(round_.kept[path])) for path in paths), *figures, verdict])
@@ -184,7 +189,7 @@ class PruningReport:
         return [header[i] for i in used], [[row[i] for i in used] for row in rows]
 
 
-def _figures(measured: Measurement, drop: float | None = None) -> list[str]:
+def _figures(measured: Measurement, drop: float | None = None, upper: float | None = None) -> list[str]:
     """The cells from parameters to the cache; empty where nothing was measured."""
     metric = "" if measured.metric is None else f"{measured.metric:.4f}"
     if measured.interval is not None:
@@ -197,6 +202,7 @@ def _figures(measured: Measurement, drop: float | None = None) -> list[str]:
         "" if saved is None else format_bytes(saved),
         metric,
         "" if drop is None else f"{drop:+.4f}",
+        "" if upper is None else f"{upper:+.4f}",
         "" if seconds is None else f"{seconds:.2f}",
         *(
             "" if latency is None else f"{1000 * latency:.2f}"
