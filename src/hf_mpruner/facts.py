@@ -71,6 +71,15 @@ def _look(output: Any, drops_last: bool) -> Seen:
     return Seen(None if drops_last else getattr(output, "num_samples", None), False)
 
 
+def split_metric(trainer: Trainer, metric: str) -> tuple[str, str]:
+    """Which of a Trainer's evaluation sets a metric is of (empty if there is one set), and its name without that."""
+    data: Any = trainer.eval_dataset
+    part = ""
+    if isinstance(data, Mapping):
+        part = max((str(name) for name in data if metric.startswith(f"{name}_")), key=len, default="")
+    return part, metric.removeprefix(f"{part}_") if part else metric
+
+
 def find_judged(trainer: Trainer, metric: str, seen: Mapping[str, Seen], prefix: str) -> Judged:
     """What a metric of the last evaluation was measured on.
 
@@ -80,12 +89,9 @@ def find_judged(trainer: Trainer, metric: str, seen: Mapping[str, Seen], prefix:
         seen (`dict[str, Seen]`): see `watch_evaluations`.
         prefix (`str`): of the evaluation.
     """
+    part, base = split_metric(trainer, metric)
     data: Any = trainer.eval_dataset
-    part = ""
-    if isinstance(data, Mapping):
-        part = max((str(name) for name in data if metric.startswith(f"{name}_")), key=len, default="")
-        data = data.get(part, data)
-    base = metric.removeprefix(f"{part}_") if part else metric
+    data = data.get(part, data) if isinstance(data, Mapping) else data
     evaluator = evaluator_name(trainer)
     if evaluator is not None and base not in ("loss", "perplexity"):
         return Judged({"source": f"an evaluator ({evaluator})"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +15,6 @@ from .criteria import Criterion, CriterionInputs, ScoredLayers, check_needs, fin
 from .data import FirstBatch, calibration_loader, describe_data, describe_sample, has_one_label_each
 from .engine import PruningEngine
 from .environment import describe_device, library_versions
-from .errors import MPrunerError
 from .features import measure_similarity
 from .features.measure import evaluating
 from .footprint import measure_costs
@@ -27,6 +25,7 @@ from .record import CHOSEN_BY_JUDGE, PruningRecord
 from .report import PruningReport
 from .runtime import keep_rng_state
 from .verdict import Evaluate, Judged
+from .watching import UserEvaluation, uncut_outcomes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,7 +43,7 @@ def prune_(
     *,
     calibration: Any,
     processing_class: Any = None,
-    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
     eval_dataset: Any = None,
     show_progress: bool | None = None,
 ) -> PruningReport:
@@ -63,7 +62,9 @@ def prune_(
             `processing_class`), or an iterable of batches.
         processing_class (*optional*): tokenizer or image processor for raw data.
         evaluate (*optional*): called with the model, returns metrics by name. A criterion that needs a metric takes this
-            one, too, so that the same examples choose and judge.
+            one, too, so that the same examples choose and judge. A metric may be a list or a 1-D array of a number for each
+            example: then it is their mean, and with a `confidence` the examples of two models are compared pair by
+            pair. Or an object with a method `outcomes(metric, like)`, which is asked after a call.
         eval_dataset (*optional*): the examples that `evaluate` judges on, for the report: how many there are, where they
             come from, and the interval of an accuracy. Nothing is evaluated on it here.
         show_progress (`bool`, *optional*): progress bar; by default only on a terminal.
@@ -96,7 +97,7 @@ def prune_(
             model=model,
             keep_labels=criterion is not None and bool(criterion.needs & {"loss", "gradients"}),
         )
-    values = None if evaluate is None else functools.partial(_evaluated, evaluate, whole)
+    values = None if evaluate is None else UserEvaluation(evaluate, whole)
     engine = _make_engine(model, config, FirstBatch(loader), values, eval_dataset, show_progress)
     record = engine.record
     record.data["calibration"] = describe_sample(calibration, loader, "given by the user")
@@ -112,7 +113,7 @@ def _make_engine(
     model: PreTrainedModel,
     config: PruningConfig,
     first: FirstBatch,
-    evaluate: Evaluate | None,
+    evaluate: UserEvaluation | None,
     eval_dataset: Any,
     show_progress: bool | None,
 ) -> PruningEngine:
@@ -143,6 +144,9 @@ def _make_engine(
         verify_inputs=first,
         time_forward=lambda record, measured: measure_costs(model, first, record, measured),
         judged_on=lambda metric: _judged(metric, eval_dataset),
+        take_outcomes=None
+        if evaluate is None
+        else lambda metric: evaluate.outcomes(metric, uncut_outcomes(engine.record)),
     )
     scores.record = engine.record
     if not config.plans_by_threshold:
@@ -217,13 +221,3 @@ def _judged(metric: str, eval_dataset: Any) -> Judged:
         return Judged({} if eval_dataset is None else facts)
     with keep_rng_state():
         return Judged(facts, is_share(metric) and has_one_label_each(eval_dataset))
-
-
-def _evaluated(evaluate: Callable[[Any], Mapping[str, float]], model: Any) -> dict[str, float]:
-    metrics = evaluate(model)
-    if not isinstance(metrics, Mapping):
-        raise MPrunerError(
-            f"evaluate returned {type(metrics).__name__}, not metrics by name: return a dict such as "
-            "{'accuracy': 0.93}."
-        )
-    return {name.removeprefix("eval_"): value for name, value in metrics.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,13 @@ from .runtime import Runtime, keep_rng_state
 from .subject import trained_model, trained_whole
 from .trainers import evaluator_of, keep_books
 from .verdict import Judged
+from .watching import Evaluated, keep_evaluations, outcomes_of_evaluation, uncut_outcomes
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
     from .architectures import BlockStack
+    from .guarantee import Outcomes
     from .similarity import SimilarityMatrix
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Workbench:
         self._first: FirstBatch
         self._scores: TrainerScores
         self._seen: dict[str, Seen] = {}
+        self._kept: dict[str, Evaluated] = {}
 
     def make_engine(self, record: PruningRecord | None) -> PruningEngine:
         """The engine of a run inside this Trainer's training, with its calibration batches.
@@ -80,6 +83,7 @@ class Workbench:
             snapshot_directory=Path(args.output_dir or "."),
             metric_hint=self.metric_hint,
             judged_on=self.judged_on,
+            take_outcomes=lambda metric: self.outcomes(metric, uncut_outcomes(engine.record)),
             whole=trained_whole(self.trainer),
             verify_inputs=lambda: self._first(),
             time_forward=self.time_forward,
@@ -126,9 +130,11 @@ class Workbench:
         )
 
     def evaluate(self) -> dict[str, float]:
-        """The Trainer's own evaluation, keys without prefix."""
+        """The Trainer's own evaluation, keys without prefix; with a confidence, what `outcomes` needs of it is kept."""
         self._seen.clear()
-        with watch_evaluations(self.trainer, self._seen):
+        self._kept.clear()
+        keeps = nullcontext() if self.config.confidence is None else keep_evaluations(self.trainer, self._kept)
+        with watch_evaluations(self.trainer, self._seen), keeps:
             metrics = self.trainer.evaluate(metric_key_prefix=self._prefix)
         # trl calls what it adds "eval_..." whatever prefix it is given
         return strip_prefix(strip_prefix(metrics, PREFIX), "eval")
@@ -136,6 +142,21 @@ class Workbench:
     def judged_on(self, metric: str) -> Judged:
         """What a metric of the last evaluation was measured on."""
         return find_judged(self.trainer, metric, self._seen, self._prefix)
+
+    def outcomes(self, metric: str, like: Outcomes | None = None) -> Outcomes:
+        """What the last evaluation's metric is made of, to be paired with that of another model; asked for once.
+
+        Args:
+            metric (`str`): its name.
+            like (`Outcomes`, *optional*): of the uncut model: the same kind is made.
+
+        Raises:
+            MPrunerError: if the metric has no outcomes of examples or batches, and cannot be computed on resamples.
+        """
+        try:
+            return outcomes_of_evaluation(self.trainer, metric, self._kept, self._prefix, like)
+        finally:
+            self._kept.clear()  # the predictions may be large
 
     @property
     def _prefix(self) -> str:

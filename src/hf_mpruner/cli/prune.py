@@ -186,8 +186,8 @@ def _dry_run(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) ->
 def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> PruningReport:
     from hf_mpruner.callback import LayerPruningCallback
     from hf_mpruner.data import draw_sample
-    from hf_mpruner.metric import strip_prefix
     from hf_mpruner.oneshot import prune_
+    from hf_mpruner.watching import TrainerEvaluation
 
     from .scores import purpose_of
     from .training import make_trainer, rehearse
@@ -216,7 +216,7 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
                 config,
                 calibration=calibration,
                 processing_class=inputs.processing_class,
-                evaluate=lambda _: strip_prefix(trainer.evaluate(), "eval"),
+                evaluate=TrainerEvaluation(trainer, keeps=config.confidence is not None),
                 eval_dataset=judge,
             )
             report.record.metric_sources = getattr(trainer.compute_metrics, "sources", {})

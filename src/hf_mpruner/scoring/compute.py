@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .examples import Scored
 from .library import load_metric, split_spec
 from .outcome import Classes, Outcome, Tags, Texts, Tokens
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import EvalPrediction
 
 Decode = Callable[[Any], Outcome]
@@ -71,6 +73,33 @@ class ComputeMetrics:
                 key = f"{source['name']}_{key}" if key in values else key
                 values[key], self.sources[key] = number, source
         return values
+
+    def scored(self, prediction: EvalPrediction, metric: str) -> Scored | None:
+        """A metric over the examples of an evaluation, whose predictions are decoded once.
+
+        Args:
+            prediction (`EvalPrediction`): that was judged last.
+            metric (`str`): one of the names that were returned.
+
+        Returns:
+            `Scored`, or `None` for a function of the user's, which takes predictions as they are.
+        """
+        source = self.sources.get(metric)
+        loaded = next((one for one in self._metrics if one.source is source), None)
+        if loaded is None or loaded.source["library"] == USER:
+            return None
+        outcome = self._decode(prediction)
+        if type(outcome).pick is Outcome.pick:
+            return None
+
+        def score(said: np.ndarray, right: np.ndarray) -> float:
+            part = outcome.pick(said, right)
+            found = part.own_metrics() if loaded.source["library"] == OWN else _of_module(loaded, part)
+            numbers = plain_floats(found)
+            # the second of two metrics with one key has its own name before that
+            return numbers[metric if metric in numbers else metric.removeprefix(f"{loaded.source['name']}_")]
+
+        return Scored(len(outcome), score, outcome.hits if isinstance(outcome, Classes) else None)
 
 
 def make_compute_metrics(

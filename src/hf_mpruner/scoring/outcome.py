@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,19 @@ class Outcome:
         """
         raise NotImplementedError
 
+    def __len__(self) -> int:
+        """Number of examples."""
+        raise NotImplementedError
+
+    def pick(self, said: np.ndarray, right: np.ndarray) -> Outcome:
+        """Some examples' predictions beside some examples' references.
+
+        Args:
+            said (`np.ndarray` of shape `(num_picked,)`): numbers of the examples whose predictions are taken.
+            right (`np.ndarray` of the same shape): of those whose references are.
+        """
+        raise NotImplementedError
+
 
 class Classes(Outcome):
     """One class for each example.
@@ -60,6 +74,19 @@ class Classes(Outcome):
         """Take the class with the largest logit."""
         self.predictions, self.references = logits_of(prediction).argmax(-1), np.asarray(prediction.label_ids)
         self.names = names
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def pick(self, said: np.ndarray, right: np.ndarray) -> Classes:
+        """Classes of some examples."""
+        part = copy.copy(self)
+        part.predictions, part.references = self.predictions[said], self.references[right]
+        return part
+
+    def hits(self, said: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """1 where a prediction of `said` is the reference of `right`, else 0, without picking them."""
+        return (self.predictions[said] == self.references[right]).astype(float)
 
     def own_metrics(self) -> dict[str, float]:
         """Accuracy and macro F1."""
@@ -82,11 +109,23 @@ class Tags(Outcome):
 
     def __init__(self, prediction: EvalPrediction, names: Sequence[str]) -> None:
         """Take the tag with the largest logit at each word."""
-        said, labels = logits_of(prediction).argmax(-1), np.asarray(prediction.label_ids)
-        keep = labels != IGNORED
         self.names = names
+        self._keep_words(logits_of(prediction).argmax(-1), np.asarray(prediction.label_ids))
+
+    def _keep_words(self, said: np.ndarray, labels: np.ndarray) -> None:
+        keep = labels != IGNORED
+        self._said, self._labels = said, labels
         self.predictions = [row[kept] for row, kept in zip(said, keep, strict=True)]
         self.references = [row[kept] for row, kept in zip(labels, keep, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def pick(self, said: np.ndarray, right: np.ndarray) -> Tags:
+        """Tags of some sentences."""
+        part = copy.copy(self)
+        part._keep_words(self._said[said], self._labels[right])
+        return part
 
     def own_metrics(self) -> dict[str, float]:
         """Accuracy over words; over whole entities F1, precision and recall, if tags mark entities, else macro F1."""
@@ -109,7 +148,7 @@ class Tags(Outcome):
         return _named(np.concatenate(rows), feature, self.names)
 
 
-class Tokens(Classes):
+class Tokens(Outcome):
     """One token for each position that counts.
 
     Args:
@@ -124,12 +163,29 @@ class Tokens(Classes):
         said = said.argmax(-1) if said.ndim > labels.ndim else said
         if shift:
             said, labels = said[:, :-1], labels[:, 1:]
+        self._keep_counted(said, labels)
+
+    def _keep_counted(self, said: np.ndarray, labels: np.ndarray) -> None:
         counts = labels != IGNORED
-        self.predictions, self.references, self.names = said[counts], labels[counts], ()
+        self._said, self._labels = said, labels
+        self.predictions, self.references = said[counts], labels[counts]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def pick(self, said: np.ndarray, right: np.ndarray) -> Tokens:
+        """Tokens of some texts."""
+        part = copy.copy(self)
+        part._keep_counted(self._said[said], self._labels[right])
+        return part
 
     def own_metrics(self) -> dict[str, float]:
         """Accuracy."""
         return {"accuracy": accuracy(self.predictions, self.references)}
+
+    def fitted(self, said: Any, right: Any) -> tuple[list[Any], list[Any]]:
+        """Numbers, or numbers as text."""
+        return _named(self.predictions, said, ()), _named(self.references, right, ())
 
 
 class Texts(Outcome):
@@ -144,6 +200,16 @@ class Texts(Outcome):
         """Read both as text, without special tokens and spaces around them."""
         self.predictions = self._read(logits_of(prediction), tokenizer)
         self.references = self._read(prediction.label_ids, tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def pick(self, said: np.ndarray, right: np.ndarray) -> Texts:
+        """Texts of some examples."""
+        part = copy.copy(self)
+        part.predictions = [self.predictions[row] for row in said]
+        part.references = [self.references[row] for row in right]
+        return part
 
     def fitted(self, said: Any, right: Any) -> tuple[list[Any], list[Any]]:
         """Texts; where the metric takes several references to a prediction, a list of one."""
@@ -167,6 +233,13 @@ class Answers(Outcome):
     def __init__(self, predictions: Sequence[str], references: Sequence[dict[str, Any]]) -> None:
         """Remember both."""
         self.predictions, self.references = predictions, references
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def pick(self, said: np.ndarray, right: np.ndarray) -> Answers:
+        """Answers to some questions."""
+        return Answers([self.predictions[row] for row in said], [self.references[row] for row in right])
 
     def own_metrics(self) -> dict[str, float]:
         """Exact match and F1 of words, in 0..1."""
