@@ -7,7 +7,7 @@ from .find import Examination, examine, find_block_stacks
 from .proof import ConfigEdit, CutProof, check_kept, prove_cut
 from .reference import ABSENT
 from .registry import register_architecture
-from .size import count_parameters, parameters_after
+from .size import Remains, count_parameters, parameters_after, remains_of
 from .stack import BlockStack, ConfigField, Follower, FollowingField, StackCut
 from .width import WidthGroup, Widths, WidthSlice, WidthUnit
 from .width_proof import WidthProof, check_found, find_widths, prove_width
@@ -22,6 +22,7 @@ __all__ = [
     "Follower",
     "FollowingField",
     "ModuleMove",
+    "Remains",
     "StackCut",
     "TensorSlice",
     "ValueEdit",
@@ -40,4 +41,5 @@ __all__ = [
     "prove_cut",
     "prove_width",
     "register_architecture",
+    "remains_of",
 ]

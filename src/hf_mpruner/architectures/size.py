@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .adapters import unwrap_adapters
@@ -53,21 +55,73 @@ def parameters_after(
         (12, 48)
     """
     model = unwrap_adapters(model)
-    depths = {path: len(model.get_submodule(path)._modules) for path in kept}
-    cuts = {path: StackCut(depths[path], tuple(layers)) for path, layers in kept.items()}
-    moves: Sequence[ModuleMove] = ()
-    slices: Sequence[TensorSlice] = ()
-    if isinstance(model, PreTrainedModel) and any(len(cut.kept) < cut.depth for cut in cuts.values()):
-        proof = prove_cut(model, found or examine(model), kept)
-        cuts, moves, slices = proof.cuts, proof.moves, proof.slices
-    left = {id(parameter): parameter for parameter in remaining_parameters(model, cuts, moves)}
-    trimmed = {id(model.get_submodule(part.path).get_parameter(part.name)): part.cut for part in slices}
+    remains = remains_of(model, kept, found=found)
+    left = {id(parameter): parameter for parameter in remaining_parameters(model, remains.cuts, remains.moves)}
+    trimmed = remains.trimmed(model)
     total = size = 0
     for identity, parameter in left.items():
-        cut = trimmed.get(identity)
-        number = parameter.numel() // cut.depth * len(cut.kept) if cut else parameter.numel()
+        number = remains.number(parameter, trimmed.get(identity))
         total, size = total + number, size + number * parameter.element_size()
     return total, size
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a cut leaves of a model's tensors.
+
+    Args:
+        cuts (`Mapping[str, StackCut]`): by path of a list of modules, what stays.
+        moves (`Sequence[ModuleMove]`): modules that a removed block hands on.
+        slices (`Sequence[TensorSlice]`): parameters that lose the removed layers' room.
+    """
+
+    cuts: Mapping[str, StackCut]
+    moves: Sequence[ModuleMove] = ()
+    slices: Sequence[TensorSlice] = ()
+
+    def keeps(self, name: str) -> bool:
+        """Whether a tensor of that name before the cut is still there after it."""
+        return not name.startswith(self._gone) or name.startswith(self._moved)
+
+    @cached_property
+    def _gone(self) -> tuple[str, ...]:
+        return tuple(
+            f"{path}.{layer}."
+            for path, cut in self.cuts.items()
+            for layer in range(cut.depth)
+            if layer not in cut.kept
+        )
+
+    @cached_property
+    def _moved(self) -> tuple[str, ...]:
+        return tuple(f"{move.source}." for move in self.moves)
+
+    def trimmed(self, model: nn.Module) -> dict[int, StackCut]:
+        """By identity of a parameter, what stays of the room that it has for layers."""
+        return {id(model.get_submodule(part.path).get_parameter(part.name)): part.cut for part in self.slices}
+
+    def number(self, tensor: Tensor, cut: StackCut | None) -> int:
+        """Scalars that are left of a tensor."""
+        return tensor.numel() // cut.depth * len(cut.kept) if cut else tensor.numel()
+
+
+def remains_of(model: nn.Module, kept: Mapping[str, Sequence[int]], *, found: Examination | None = None) -> Remains:
+    """What a cut would leave of a model, without cutting it.
+
+    Args:
+        model (`nn.Module`): not wrapped.
+        kept (`Mapping[str, Sequence[int]]`): as for `parameters_after`.
+        found (`Examination`, *optional*): what `examine(model)` gave, if at hand.
+
+    Raises:
+        UnsupportedArchitectureError: a transformers model of which this cut cannot be proved right.
+    """
+    depths = {path: len(model.get_submodule(path)._modules) for path in kept}
+    cuts = {path: StackCut(depths[path], tuple(layers)) for path, layers in kept.items()}
+    if not isinstance(model, PreTrainedModel) or all(len(cut.kept) == cut.depth for cut in cuts.values()):
+        return Remains(cuts)
+    proof = prove_cut(model, found or examine(model), kept)
+    return Remains(proof.cuts, proof.moves, proof.slices)
 
 
 def remaining_parameters(
@@ -88,10 +142,7 @@ def remaining_parameters(
         >>> [tuple(p.shape) for p in remaining_parameters(model, {"layers": StackCut(2, (1,))})]
         [(3, 3), (3,)]
     """
-    removed = tuple(
-        f"{path}.{layer}." for path, cut in cuts.items() for layer in range(cut.depth) if layer not in cut.kept
-    )
-    moved = tuple(f"{move.source}." for move in moves)
+    remains = Remains(cuts, moves)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not name.startswith(removed) or (moved and name.startswith(moved)):
+        if remains.keeps(name):
             yield parameter

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hf_mpruner.architectures import Remains
+
 # What from_pretrained reads, the first that is there: one file, or the index of several.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def saved_bytes(model: nn.Module) -> int:
+def saved_bytes(model: nn.Module, remains: Remains | None = None) -> int:
     """Bytes of the tensors that `save_pretrained` writes; a file of safetensors is larger by its header alone.
 
     Parameters and persistent buffers in their present types, those that share their memory once, without what the
@@ -21,6 +23,7 @@ def saved_bytes(model: nn.Module) -> int:
 
     Args:
         model (`nn.Module`): on any device, the meta device included; nothing is read but shapes.
+        remains (`Remains`, *optional*): what a cut leaves of it, to count what would be written after that.
 
     Returns:
         `int`: bytes.
@@ -32,9 +35,11 @@ def saved_bytes(model: nn.Module) -> int:
     """
     left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     found: dict[object, int] = {}
+    remains = remains or Remains({})
+    trimmed = remains.trimmed(model)
     for name, value in model.state_dict(keep_vars=True).items():
-        if name not in left_out and isinstance(value, torch.Tensor):
-            found[_identity(value)] = value.numel() * value.element_size()
+        if name not in left_out and isinstance(value, torch.Tensor) and remains.keeps(name):
+            found[_identity(value)] = remains.number(value, trimmed.get(id(value))) * value.element_size()
     return sum(found.values())
 
 
