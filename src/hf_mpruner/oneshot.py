@@ -95,7 +95,7 @@ def prune_(
             batch_size=config.calibration_batch_size,
             seed=config.seed,
             model=model,
-            keep_labels=criterion is not None and bool(criterion.needs & {"loss", "gradients"}),
+            keep_labels=criterion is not None and criterion.reads_labels,
         )
     values = None if evaluate is None else UserEvaluation(evaluate, whole)
     engine = _make_engine(model, config, FirstBatch(loader), values, eval_dataset, show_progress)

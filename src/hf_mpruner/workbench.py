@@ -71,7 +71,7 @@ class Workbench:
         """
         args, config = self.trainer.args, self.config
         criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
-        needs_loss = criterion is not None and bool(criterion.needs & {"loss", "gradients"})
+        needs_loss = criterion is not None and criterion.reads_labels
         engine = PruningEngine(
             trained_model(self.trainer),
             config,

@@ -15,13 +15,14 @@ from hf_mpruner.criteria.registry import _BUILT_IN
 
 PAGE = (Path(__file__).parents[2] / "docs" / "criteria.md").read_text(encoding="utf-8")
 DEPTH, REMOVED = 5, 2
+R_TIMES_L = 5 + 4
 # Forward and backward passes over the data for five layers of which two go.
 COUNTED = {
     "0": (0, 0),
     "1": (1, 0),
     "1 + 1 backward": (1, 1),
     "L": (DEPTH, 0),
-    "R x L": (5 + 4, 0),
+    "R x L": (R_TIMES_L, 0),
     "R x (L + 1)": (6 + 5, 0),
     "L + 1 evaluations": (DEPTH + 1, 0),
 }
@@ -73,5 +74,9 @@ def test_a_cost_is_what_is_counted(inputs: CriterionInputs, name: str) -> None:
     if name == "laco":  # as many trials as its walk takes, each merge tried once
         assert cost.forward_passes <= 1 + REMOVED * DEPTH + DEPTH
         assert criterion.cost == f"R x L on {criterion.num_examples} examples"
+    elif name == "mixture":  # plans that several criteria propose are run once
+        assert R_TIMES_L < cost.forward_passes <= REMOVED * (DEPTH + 6) + 6
+        assert cost.backward_passes == 1
+        assert criterion.cost == "at most R x (L + 6) + 6 + 1 backward"
     else:
         assert (cost.forward_passes, cost.backward_passes) == COUNTED[criterion.cost]

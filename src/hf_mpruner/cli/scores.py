@@ -45,9 +45,10 @@ class Scored(NamedTuple):
 
 def needs_labels(config: PruningConfig) -> bool:
     """Whether the criterion that was asked for measures a loss or a metric."""
-    return not config.plans_by_threshold and bool(
-        find_criterion(config.criterion).needs & {"loss", "gradients", "metric"}
-    )
+    if config.plans_by_threshold:
+        return False
+    criterion = find_criterion(config.criterion)
+    return criterion.reads_labels or "metric" in criterion.needs
 
 
 def purpose_of(config: PruningConfig) -> Purpose:

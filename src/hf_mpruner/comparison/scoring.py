@@ -69,7 +69,7 @@ def score(
     )  # an evaluation is as many passes as a loss
     loss: Any = trainer.compute_loss
     with bench.aside():
-        raw = bool({"loss", "gradients"} & criterion.needs)  # as the Trainer's loss takes them
+        raw = criterion.reads_labels  # as the Trainer's loss takes them
         batches = None if calibration is None else kept_batches(trainer, config, calibration, raw)
         whole = _can_evaluate(calibration)
         inputs = CriterionInputs(

@@ -31,6 +31,7 @@ class Criterion(ABC):
             they must be in memory.
         compares_stacks (`bool`): whether `harm` can be compared between stacks, so that a number of layers in total can be
             shared out by it. If not, every stack loses the same share of its layers.
+        optional (`frozenset[str]`): of the same words, what it uses where it is there.
 
     Example:
         >>> class FirstHalf(Criterion):
@@ -48,6 +49,12 @@ class Criterion(ABC):
     cost: ClassVar[str] = "0"
     needs: ClassVar[frozenset[str]] = frozenset()
     compares_stacks: ClassVar[bool] = False
+    optional: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it measures a loss, so that it is given batches with labels where there are any."""
+        return bool((self.needs | self.optional) & {"loss", "gradients"})
 
     @abstractmethod
     def score(self, inputs: CriterionInputs) -> Scores:

@@ -70,21 +70,28 @@ class OutputChange(Criterion):
 
     def score(self, inputs: CriterionInputs) -> Scores:
         """Mean distance without a layer and those removed before it; and the order of removal."""
-        distance = DISTANCES[self.distance]
-
-        def begin(batch: Mapping[str, Any]) -> Measure:
-            whole = outputs_of(inputs, batch)
-
-            def measure() -> tuple[float, float]:
-                rows = [distance(one, other) for one, other in zip(whole, outputs_of(inputs, batch), strict=True)]
-                return float(sum(row.cpu().double().sum() for row in rows)), sum(map(len, rows))
-
-            return measure
-
+        begin = change_of(inputs, DISTANCES[self.distance])
         return {
             stack.path: remove_greedily(inputs, stack, partial(measure_without, inputs, stack, begin))
             for stack in inputs.stacks
         }
+
+
+def change_of(
+    inputs: CriterionInputs, distance: Callable[[Tensor, Tensor], Tensor] = angular
+) -> Callable[[Mapping[str, Any]], Measure]:
+    """For `measure_without`: how far the outputs are from the whole model's, by position or example."""
+
+    def begin(batch: Mapping[str, Any]) -> Measure:
+        whole = outputs_of(inputs, batch)
+
+        def measure() -> tuple[float, float]:
+            rows = [distance(one, other) for one, other in zip(whole, outputs_of(inputs, batch), strict=True)]
+            return float(sum(row.cpu().double().sum() for row in rows)), sum(map(len, rows))
+
+        return measure
+
+    return begin
 
 
 def outputs_of(inputs: CriterionInputs, batch: Mapping[str, Any]) -> list[Tensor]:

@@ -23,6 +23,7 @@ _BUILT_IN: dict[str, tuple[str, str]] = {
     "metric_drop": ("metric_drop", "MetricDrop"),
     "laco": ("laco", "Laco"),
     "mka": ("mka", "Mka"),
+    "mixture": ("mixture", "Mixture"),
     "tail": ("positional", "Tail"),
     "alternate": ("positional", "Alternate"),
     "random": ("positional", "Random"),

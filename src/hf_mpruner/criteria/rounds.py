@@ -88,7 +88,7 @@ class Quota:
         """For each stack that can lose any the numbers of layers that can go, and the most that may."""
         found = {}
         for stack in stacks:
-            possible = _possible(stack, protected.get(stack.path, ()))
+            possible = possible_numbers(stack, protected.get(stack.path, ()))
             most = max(possible, default=0)
             if self._has_target:
                 most = min(most, stack.depth - self.targets.get(stack.path, stack.depth))
@@ -97,7 +97,50 @@ class Quota:
         return found
 
 
-def _possible(stack: BlockStack, protected: Collection[int]) -> list[int]:
+def removal_steps(
+    stacks: Sequence[BlockStack],
+    protected: Protected,
+    *,
+    depths: Mapping[str, int] | None = None,
+    ends: Mapping[str, int] | None = None,
+) -> list[dict[str, int]]:
+    """Numbers of layers that go, from none on, each step one possible number further in one stack.
+
+    Several stacks shrink in proportion: next goes a layer of the stack that has lost the smallest share of its layers, of
+    equal ones the first. So the last step is all that can go.
+
+    Args:
+        stacks (`Sequence[BlockStack]`): as they are now.
+        protected (`Mapping[str, Collection[int]]`): for each stack layers that stay, in the numbering of now.
+        depths (`Mapping[str, int]`, *optional*): layers that each stack began with; those that it lost since count into
+            its share.
+        ends (`Mapping[str, int]`, *optional*): the most layers that go of a stack; its share is then of these, so that
+            all stacks come to their end together.
+
+    Returns:
+        `list[dict[str, int]]`: by path, how many layers go; every stack is named.
+
+    Example:
+        >>> from hf_mpruner.architectures import ConfigField
+        >>> stacks = [BlockStack(path, "Block", depth, ConfigField("n")) for path, depth in (("a", 4), ("b", 2))]
+        >>> [list(step.values()) for step in removal_steps(stacks, {})]
+        [[0, 0], [1, 0], [2, 0], [2, 1], [3, 1]]
+    """
+    events = []
+    for place, stack in enumerate(stacks):
+        whole = (depths or {}).get(stack.path, stack.depth)
+        most = (ends or {}).get(stack.path)
+        lost, share_of = (whole - stack.depth, whole) if most is None else (0, most)
+        for number in possible_numbers(stack, protected.get(stack.path, ())):
+            if most is None or number <= most:
+                events.append(((lost + number) / share_of, place, stack.path, number))
+    steps = [dict.fromkeys((stack.path for stack in stacks), 0)]
+    for _, _, path, number in sorted(events):
+        steps.append({**steps[-1], path: number})
+    return steps
+
+
+def possible_numbers(stack: BlockStack, protected: Collection[int]) -> list[int]:
     """Numbers of layers that can go together, ascending."""
     most = min(len(set(stack.prunable) - set(protected)), stack.depth - 1)
     if stack.period == 1:

@@ -120,7 +120,7 @@ def remove_greedily(
     values: list[float | None] = [None] * stack.depth
     order: list[int] = []
     steps: list[dict[str, float]] = []
-    wanted = _most(inputs, stack)
+    wanted = most_removed(inputs, stack)
     while len(order) < max(wanted, 1):
         groups = _next_groups(stack, order, (wanted - len(order)) or stack.period)
         if not groups:
@@ -140,7 +140,7 @@ def remove_greedily(
     return LayerScores(stack.path, tuple(values), tuple(order), details={"steps": steps})
 
 
-def _most(inputs: CriterionInputs, stack: BlockStack) -> int:
+def most_removed(inputs: CriterionInputs, stack: BlockStack) -> int:
     """How many layers of a stack may be asked for."""
     possible = min(len(stack.prunable), stack.depth - 1)
     return min(possible, inputs.num_removed.get(stack.path, 0)) if inputs.num_removed else possible

@@ -92,7 +92,7 @@ class PlainModel:
             )
         inputs = self._inputs(model, [], {})
         check_needs(criterion, inputs)
-        if not criterion.needs & {"loss", "gradients"}:
+        if not criterion.reads_labels:
             return
         if changes := _changes_of_loss(trainer):
             raise ValueError(
@@ -100,6 +100,8 @@ class PlainModel:
                 f"chosen, but the Trainer trains another one ({changes}). Leave that out, take a criterion that needs no loss, "
                 "e.g. block_influence, or use LayerPruningCallback."
             )
+        if not criterion.needs & {"loss", "gradients"}:
+            return
         with on_device(model, self.device), keep_rng_state(), evaluating(model), torch.no_grad():
             inputs.loss(next(inputs.each_batch()))
 
