@@ -131,6 +131,10 @@ class PruningEngine:
         self._next = None
         self._planner.forget()
 
+    def settle_target(self) -> None:
+        """Turn limits into numbers of layers, once and before any training, so that one out of reach is refused then."""
+        self._planner.settle_target(self.record, self._time_forward, self.runtime)
+
     def measure_baseline(self) -> None:
         """Evaluate the uncut model (the paper's acc_o); once, later calls do nothing."""
         if self.record.baseline is None:
@@ -150,13 +154,11 @@ class PruningEngine:
         """Measure (unless nothing changed since) and plan the next round; `None` and `done` if there is none.
 
         The main process's plan holds on every process.
-
-        Args:
-            step (`int`): the training step.
         """
         self.record.stopped = self.record.stopped or self.judge.why_over(self.record)
         if self._next is not None or self.done:
             return self._next
+        self.settle_target()
         with self.runtime.together("planning a round"):
             following = self._planner.plan(self.record, step)
         following = self.runtime.broadcast(following)
@@ -267,9 +269,6 @@ class PruningEngine:
 
     def decide(self, *, step: int = 0) -> Round:
         """Evaluate the cut model and keep it, or go back to the model before the cut.
-
-        Args:
-            step (`int`): the training step, for the record.
 
         Returns:
             `Round`: with its verdict, drop and reason.

@@ -105,7 +105,7 @@ def prune_(
         record.data["calibration"] = {"source": CHOSEN_BY_JUDGE}
     record.versions, record.device = library_versions(), describe_device(model.device)
     save_with_base(whole)
-    _run_rounds(engine, goes_on=evaluate is not None or config.target_num_layers is not None)
+    _run_rounds(engine, goes_on=evaluate is not None or config.has_target)
     return PruningReport(record)
 
 
@@ -151,6 +151,7 @@ def _make_engine(
     scores.record = engine.record
     if not config.plans_by_threshold:
         scores.check(find_criterion(config.criterion))
+    engine.settle_target()
     return engine
 
 

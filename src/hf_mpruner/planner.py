@@ -28,8 +28,10 @@ from .errors import UnsupportedArchitectureError
 from .plan import PruningPlan
 from .record import PruningRecord, Round
 from .roundplan import RoundPlan, find_alike, new_record, original_similarity
+from .runtime import Runtime
 from .search import LayerSearch
 from .similarity import SimilarityMatrix
+from .targets import TimeForward, asked_of, choose_stacks, settle_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,9 +89,11 @@ class RoundPlanner:
             self.depths = dict(record.depths)
             self._protected = resolve_protected(config.protect, self.depths)
             self._quota = Quota(config, self.depths)
+            if self.config.limits and record.target.get("asked") == asked_of(config):
+                self._quota.settle(record.target["num_layers"])
             self._adopt(record)
             return
-        stacks = _selected(find_block_stacks(model), config.stacks)
+        stacks = choose_stacks(find_block_stacks(model), config.stacks)
         self.depths = {stack.path: stack.depth for stack in stacks}
         self._protected = resolve_protected(config.protect, self.depths)
         self._quota = Quota(config, self.depths)
@@ -219,6 +223,20 @@ class RoundPlanner:
             if path in paths
         }
 
+    def settle_target(self, record: PruningRecord, time_forward: TimeForward, runtime: Runtime) -> None:
+        """Turn limits into numbers of layers, once in a run; the record has them then. See `targets.settle_target`."""
+        criterion, stacks = self.criterion, [] if self._quota.settled else self._find_stacks()
+        if criterion is None or not stacks or isinstance(stacks, str):
+            return
+        protected = self._live_protected(record, [stack.path for stack in stacks])
+        held = {stack.path: {*protected[stack.path], *criterion.must_stay(self.model, stack)} for stack in stacks}
+        target = settle_target(self.model, self.config, stacks, record, held, time_forward, runtime)
+        record.target = target.to_dict()
+        self._quota.settle(target.num_layers)
+        if self.search is not None:  # it ends where the model is small enough
+            self.search = LayerSearch.begin(self._quota, stacks, held, self.config.max_rounds)
+            record.search = self.search.bounds.to_dict()
+
     def reached(self, record: PruningRecord) -> bool:
         """Whether as many layers are left as the user asked for."""
         return self.criterion is not None and self._quota.is_reached(record.kept)
@@ -322,13 +340,3 @@ def _shortened(plan: PruningPlan) -> dict[str, tuple[int, ...]]:
 
 def _entries(protected: Mapping[str, list[int]]) -> list[str]:
     return [f"{path}:{layer}" for path, layers in protected.items() for layer in layers]
-
-
-def _selected(stacks: list[BlockStack], paths: list[str] | None) -> list[BlockStack]:
-    known = [stack.path for stack in stacks]
-    unknown = [path for path in paths or [] if path not in known]
-    if unknown:
-        raise ValueError(
-            f"stacks={unknown} are no block stacks of this model. Its stacks are: {', '.join(known)}; pass some of these."
-        )
-    return [stack for stack in stacks if paths is None or stack.path in paths]

@@ -150,6 +150,7 @@ class PruningRecord:
             the model (batches) where it could be watched; of all processes that went on with the run, of the main one.
         peak_memory (`dict`): bytes, the most so far: `"process"` is resident memory since the process began, `"accelerator"`
             what torch's allocator has handed out.
+        target (`dict`): what the config's limits came to when the run began: `targets.Target.to_dict()`; empty without limits.
         best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
         search (`dict`): what the search for the number of layers can cost: `SearchBounds.to_dict()`; empty without one.
         promise (`dict`): what was promised before the first test: `confidence`, `max_metric_drop`, and the `num_branches` that
@@ -184,6 +185,7 @@ class PruningRecord:
     peak_memory: dict[str, int] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
     promise: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pending(self) -> Round | None:

@@ -100,6 +100,7 @@ class Workbench:
             )
             with self.aside():
                 facts = self._scores.check(criterion) or facts
+            engine.settle_target()
         write_facts(engine.record, self.trainer, facts)
         if record is None:
             check_search(config, engine.record, self.trainer.state.num_train_epochs)

@@ -14,6 +14,7 @@ import jinja2
 
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.report import PruningReport, run_cost_in_words
+from hf_mpruner.report.limits import limits_in_words
 from hf_mpruner.report.plots import file_name
 
 from .check import check_card, is_hub_id
@@ -100,6 +101,7 @@ def _values(
     record = report.record
     removed = kept_now(record) != {path: list(range(depth)) for path, depth in record.depths.items()}
     revision = record.source_revision if base == record.source_model else None
+    targets = [f"`{limit}` {words}." for limit, words in limits_in_words(record).items()]
     stopped = [f"The run stopped: {plain(record.stopped)}."] if record.stopped else []
     given = all_settings(config, record)
     settings = json.dumps(given, indent=2, default=str, ensure_ascii=False)
@@ -110,7 +112,7 @@ def _values(
         "usage": usage_snippet(model, source),
         "class_name": code(model.class_name),
         "table": _table(report),
-        "after_table": [*(f"{plain(text[0].upper() + text[1:])}" for text in report.refusals), *stopped],
+        "after_table": [*(f"{plain(text[0].upper() + text[1:])}" for text in report.refusals), *targets, *stopped],
         "removed": removed,
         "rows": stack_rows(record),
         **_pictures(report, pictures),

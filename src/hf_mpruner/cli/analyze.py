@@ -105,7 +105,7 @@ def _analyze(
         profile.mark("measuring halves")
     profile.measure(rows, config, stacks)
     if not config.plans_by_threshold:
-        if config.target_num_layers is not None:  # all that are to go, in however many rounds
+        if config.has_target:  # all that are to go, in however many rounds
             config = dataclasses.replace(config, layers_per_round=None)
         scored = scores.score(args.model, rows, config, stacks)
         profile.mark("measuring")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -22,11 +23,15 @@ from hf_mpruner.criteria import (
     score_layers,
     to_original,
 )
+from hf_mpruner.data import FirstBatch
+from hf_mpruner.latency import time_forward
 from hf_mpruner.plan import PruningPlan
+from hf_mpruner.record import PruningRecord
 from hf_mpruner.report import cost_in_words
 from hf_mpruner.roundplan import find_alike
 from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_json
+from hf_mpruner.targets import settle_target
 from hf_mpruner.tasks import Purpose
 
 from .measure import Rows
@@ -78,17 +83,20 @@ def score(name: str, rows: Rows, config: PruningConfig, stacks: list[BlockStack]
     criterion = find_criterion(config.criterion)
     depths = {stack.path: stack.depth for stack in stacks}
     protected = resolve_protected(config.protect, depths)
+    model = rows.model
+    batches = rows.batches(config, purpose_of(config), keep_labels=needs_labels(config))
     try:
         quota = Quota(config, depths)
         quota.check(stacks, protected)
+        if config.limits:
+            quota.settle(_num_layers(config, model, criterion, stacks, batches))
     except ValueError as error:
-        raise UsageError(f"--{error}" if str(error).startswith("target_num_layers") else str(error)) from error
+        raise UsageError(f"--{error}" if str(error).startswith("target_") else str(error)) from error
     numbers = quota.numbers(stacks, protected, config.granularity)
-    model = rows.model
     inputs = CriterionInputs(
         model,
         [stack for stack in hold_protected(stacks, protected) if stack.path in numbers],
-        batches=rows.batches(config, purpose_of(config), keep_labels=needs_labels(config)),
+        batches=batches,
         num_removed=numbers,
         protocol=config.protocol,
         linkage=config.linkage,
@@ -114,6 +122,28 @@ def score(name: str, rows: Rows, config: PruningConfig, stacks: list[BlockStack]
         "clusters": {path: [list(one.layers) for one in found] for path, found in clusters.items()},
     }
     return Scored(criterion, layers, dataclasses.replace(plan, evidence=evidence), matrices)
+
+
+def _num_layers(
+    config: PruningConfig,
+    model: PreTrainedModel,
+    criterion: Criterion,
+    stacks: list[BlockStack],
+    batches: Iterable[Mapping[str, Any]],
+) -> dict[str, int]:
+    """What the config's limits come to, timed on the first batch."""
+    record = PruningRecord({stack.path: stack.depth for stack in stacks})
+    protected = resolve_protected(config.protect, record.depths)
+    first = FirstBatch(batches)
+    target = settle_target(
+        model,
+        config,
+        stacks,
+        record,
+        {stack.path: {*protected[stack.path], *criterion.must_stay(model, stack)} for stack in stacks},
+        lambda record, measured: time_forward(model, first, record, measured),
+    )
+    return target.num_layers
 
 
 def write(folder: Path, scored: Scored) -> bool:

@@ -4,7 +4,7 @@ from hf_mpruner.criteria.base import Criterion, check_needs, score_layers
 from hf_mpruner.criteria.inputs import CriterionInputs
 from hf_mpruner.criteria.planning import plan_layers
 from hf_mpruner.criteria.registry import find_criterion, known_criteria, register_criterion
-from hf_mpruner.criteria.rounds import Quota, as_recorded, from_original, hold_protected, removal_steps, to_original
+from hf_mpruner.criteria.rounds import Quota, as_recorded, from_original, hold_protected, to_original
 from hf_mpruner.criteria.scores import LayerScores, ScoredLayers, ScoringCost
 from hf_mpruner.criteria.select import check_number, free_layers, pick_lowest
 from hf_mpruner.criteria.shares import possible_totals, share_by
@@ -28,7 +28,6 @@ __all__ = [
     "plan_layers",
     "possible_totals",
     "register_criterion",
-    "removal_steps",
     "score_layers",
     "share_by",
     "to_original",

@@ -66,6 +66,7 @@ class Mixture(Criterion):
     cost = "at most R x (L + 6) + 6 + 1 backward"
     needs = frozenset({"data"})
     optional = frozenset({"loss", "gradients"})
+    compares_stacks = True
 
     def __init__(self, members: Sequence[str | Criterion] | None = None) -> None:
         """Find the members."""
@@ -92,14 +93,14 @@ class Mixture(Criterion):
 
         `details["proposals"]` has every plan that was run, by number of layers and the best first: `layers`, the
         `members` that propose it and its `value`, `None` if that is not finite; `details["judged_by"]` says what the value
-        is, `details["left_out"]` which members could not score and why.
+        is, `details["whole"]` that of the model as it is, and `details["left_out"]` which members could not score and why.
         """
         judge, begin = _find_judge(inputs)
         heard, left_out = self._hear(inputs, judge)
         scores = {}
         for stack in inputs.stacks:
-            proposals = _propose(inputs, stack, heard, judge, begin)
-            details = {"judged_by": judge, "left_out": left_out, "proposals": proposals}
+            whole, proposals = _propose(inputs, stack, heard, judge, begin)
+            details = {"judged_by": judge, "left_out": left_out, "whole": whole, "proposals": proposals}
             scores[stack.path] = LayerScores(stack.path, _shares(stack, proposals), details=details)
         return scores
 
@@ -113,6 +114,18 @@ class Mixture(Criterion):
             if len(layers) == num_removed and proposal["value"] is not None and not set(layers) & set(protected):
                 return layers
         return pick_lowest(scores, stack, num_removed, protected)
+
+    def harm(self, scores: LayerScores, removed: Sequence[int]) -> float:
+        """How much worse a plan measured than the model as it is, in the judge's unit, with the other stacks whole.
+
+        Raises:
+            ValueError: for a plan that was not measured.
+        """
+        known = {tuple(one["layers"]): one["value"] for one in scores.details.get("proposals", ())}
+        value = known.get(tuple(removed)) if removed else scores.details["whole"]
+        if value is None:
+            raise ValueError(f"Layers {list(removed)} of '{scores.path}' were not measured together.")
+        return float(value - scores.details["whole"])
 
     def _hear(self, inputs: CriterionInputs, judge: str) -> tuple[Heard, dict[str, str]]:
         """What each member says, and why the others say nothing."""
@@ -175,11 +188,11 @@ class _Trials:
 
 def _propose(
     inputs: CriterionInputs, stack: BlockStack, heard: Heard, judge: str, begin: Begin
-) -> list[dict[str, Any]]:
-    """Every proposal for every number of layers that may be asked for, the best of each number first."""
+) -> tuple[float, list[dict[str, Any]]]:
+    """The value of the whole model; and every proposal for every number of layers that may be asked for, the best first."""
     most, trials = most_removed(inputs, stack), _Trials(inputs, stack, begin)
     if not most:
-        return []
+        return 0.0, []
     greedy = remove_greedily(inputs, stack, trials)
     name = "greedy_loss" if judge == "loss" else judge  # the criterion that does the same
     proposed: dict[Layers, list[str]] = {}
@@ -193,13 +206,14 @@ def _propose(
                 proposed.setdefault(tuple(sorted(select())), []).append(speaker)
             except ValueError:  # so many cannot go together, or not by this criterion
                 continue
-    values = dict(zip(proposed, trials(list(proposed)), strict=True))
+    whole, *measured = trials([(), *proposed])
+    values = dict(zip(proposed, measured, strict=True))
 
     def place(layers: Layers) -> tuple[Any, ...]:
         value = values[layers] if math.isfinite(values[layers]) else math.inf
         return len(layers), value, -len(proposed[layers]), tuple(-layer for layer in layers)
 
-    return [
+    return whole, [
         {
             "num_removed": len(layers),
             "layers": list(layers),

@@ -19,11 +19,12 @@ class Quota:
     """How many layers of each stack go in a round of a run that was asked for a number of layers.
 
     Args:
-        config (`PruningConfig`): `target_num_layers` and `layers_per_round`.
+        config (`PruningConfig`): its targets and `layers_per_round`.
         depths (`Mapping[str, int]`): layers of each stack before the first cut.
 
     Attributes:
         targets (`dict[str, int]`): layers that are to be left in each stack that shrinks; empty without a target.
+        settled (`bool`): whether these are all: not before the limits of the config were turned into numbers (`settle`).
 
     Raises:
         ValueError: for a target that names no stack, or more layers than there are.
@@ -32,8 +33,12 @@ class Quota:
     def __init__(self, config: PruningConfig, depths: Mapping[str, int]) -> None:
         """Resolve the targets."""
         self._per_round = config.layers_per_round
-        self._has_target = config.target_num_layers is not None
+        self._has_target, self.settled = config.has_target, not config.limits
         self.targets = resolve_targets(config.target_num_layers or [], depths)
+
+    def settle(self, targets: Mapping[str, int]) -> None:
+        """Take the numbers of layers that limits have come to."""
+        self.targets, self.settled = dict(targets), True
 
     def check(self, stacks: Sequence[BlockStack], protected: Protected) -> None:
         """Refuse a target that no order of removal reaches.
@@ -52,7 +57,11 @@ class Quota:
 
     def is_reached(self, kept: Mapping[str, Sequence[int]]) -> bool:
         """Whether every stack has as many layers as were asked for."""
-        return self._has_target and all(len(kept[path]) <= number for path, number in self.targets.items())
+        return (
+            self._has_target
+            and self.settled
+            and all(len(kept[path]) <= number for path, number in self.targets.items())
+        )
 
     def numbers(self, stacks: Sequence[BlockStack], protected: Protected, granularity: int) -> dict[str, int]:
         """How many layers of each stack go next.
@@ -88,59 +97,16 @@ class Quota:
         """For each stack that can lose any the numbers of layers that can go, and the most that may."""
         found = {}
         for stack in stacks:
-            possible = possible_numbers(stack, protected.get(stack.path, ()))
+            possible = _possible(stack, protected.get(stack.path, ()))
             most = max(possible, default=0)
-            if self._has_target:
+            if self._has_target and self.settled:
                 most = min(most, stack.depth - self.targets.get(stack.path, stack.depth))
             if fitting := [number for number in possible if number <= most]:
                 found[stack.path] = (fitting, most)
         return found
 
 
-def removal_steps(
-    stacks: Sequence[BlockStack],
-    protected: Protected,
-    *,
-    depths: Mapping[str, int] | None = None,
-    ends: Mapping[str, int] | None = None,
-) -> list[dict[str, int]]:
-    """Numbers of layers that go, from none on, each step one possible number further in one stack.
-
-    Several stacks shrink in proportion: next goes a layer of the stack that has lost the smallest share of its layers, of
-    equal ones the first. So the last step is all that can go.
-
-    Args:
-        stacks (`Sequence[BlockStack]`): as they are now.
-        protected (`Mapping[str, Collection[int]]`): for each stack layers that stay, in the numbering of now.
-        depths (`Mapping[str, int]`, *optional*): layers that each stack began with; those that it lost since count into
-            its share.
-        ends (`Mapping[str, int]`, *optional*): the most layers that go of a stack; its share is then of these, so that
-            all stacks come to their end together.
-
-    Returns:
-        `list[dict[str, int]]`: by path, how many layers go; every stack is named.
-
-    Example:
-        >>> from hf_mpruner.architectures import ConfigField
-        >>> stacks = [BlockStack(path, "Block", depth, ConfigField("n")) for path, depth in (("a", 4), ("b", 2))]
-        >>> [list(step.values()) for step in removal_steps(stacks, {})]
-        [[0, 0], [1, 0], [2, 0], [2, 1], [3, 1]]
-    """
-    events = []
-    for place, stack in enumerate(stacks):
-        whole = (depths or {}).get(stack.path, stack.depth)
-        most = (ends or {}).get(stack.path)
-        lost, share_of = (whole - stack.depth, whole) if most is None else (0, most)
-        for number in possible_numbers(stack, protected.get(stack.path, ())):
-            if most is None or number <= most:
-                events.append(((lost + number) / share_of, place, stack.path, number))
-    steps = [dict.fromkeys((stack.path for stack in stacks), 0)]
-    for _, _, path, number in sorted(events):
-        steps.append({**steps[-1], path: number})
-    return steps
-
-
-def possible_numbers(stack: BlockStack, protected: Collection[int]) -> list[int]:
+def _possible(stack: BlockStack, protected: Collection[int]) -> list[int]:
     """Numbers of layers that can go together, ascending."""
     most = min(len(set(stack.prunable) - set(protected)), stack.depth - 1)
     if stack.period == 1:

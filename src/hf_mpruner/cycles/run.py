@@ -199,6 +199,8 @@ class Cycles:
             )
         self._set_model(whole, None)
         record = self.engine.record
+        with whole_models(), keep_rng_state():
+            self.engine.settle_target()
         write_facts(record, trainer, facts)
         record.training.pop("num_train_epochs", None)  # the config says how long each round trains
         self._write(record)

@@ -21,6 +21,7 @@ from .charts import (
     strip_chart,
 )
 from .costs import cache_in_words, run_cost_in_words, saved_apart, throughput
+from .limits import limits_in_words
 from .promised import promise_in_words, promised_bound
 from .scores import chose_on_data, score_chart, scored_rounds
 from .series import (
@@ -157,7 +158,8 @@ def _batch_name(record: PruningRecord) -> str:
 
 def _costs(record: PruningRecord) -> list[tuple[str, str]]:
     """What a model gets done in a second and what it takes, before and after."""
-    found = [("cost of the run", words)] if (words := run_cost_in_words(record)) else []
+    found = [*limits_in_words(record).items()]
+    found += [("cost of the run", words)] if (words := run_cost_in_words(record)) else []
     both = [one for one in (record.baseline, _after(record)) if one is not None]
     if len(both) < 2:
         return found

@@ -15,6 +15,7 @@ from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_json, write_text
 
 from .costs import cache_per_token, cost_values, run_cost_in_words, saved_apart
+from .limits import limits_in_words
 from .page import PAGE_NAME, render_page
 from .promised import bound_of, promise_in_words, promised_bound
 from .scores import chosen_by, chosen_over, total_cost
@@ -127,6 +128,7 @@ class PruningReport:
             "num_examples": after.num_examples if after else None,
             "drop_at_most": bound.upper if bound else None,
             "promise": promise_in_words(self.record) or None,
+            "targets": limits_in_words(self.record),
             **cost_values(self.record, before, after),
             "criteria": chosen_by(self.record),
             "scoring_cost": total_cost(self.record),
@@ -164,7 +166,8 @@ class PruningReport:
         stopped = [f"stopped: {self.record.stopped}"] if self.record.stopped else []
         promised = [f"promise: {words}"] if (words := promise_in_words(self.record)) else []
         spent = [f"cost: {words}"] if (words := run_cost_in_words(self.record)) else []
-        return "\n".join([self.to_table(), *chosen, *self.refusals, *stopped, *promised, *spent])
+        limits = [f"{limit} {words}" for limit, words in limits_in_words(self.record).items()]
+        return "\n".join([self.to_table(), *chosen, *self.refusals, *limits, *stopped, *promised, *spent])
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         paths = list(self.record.depths)

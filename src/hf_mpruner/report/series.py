@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from typing import Any, Literal
 
+from hf_mpruner.config.limits import UNITS
 from hf_mpruner.record import Measurement, PruningRecord, Round
 from hf_mpruner.similarity import SimilarityMatrix
 
@@ -201,7 +202,8 @@ def measured_models(record: PruningRecord) -> list[MeasuredModel]:
 
 def threshold_of(record: PruningRecord) -> float | None:
     """The similarity at which layers went; `None` where a number of layers was asked for, or it is not known."""
-    by_number = record.config.get("target_num_layers") is not None or record.config.get("layers_per_round") is not None
+    numbers = ("target_num_layers", "layers_per_round", *UNITS)
+    by_number = any(record.config.get(name) is not None for name in numbers)
     return None if by_number else record.config.get("threshold")
 
 
