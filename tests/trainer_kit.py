@@ -67,8 +67,9 @@ def begun_at(trainer):
 
 
 def build_trainer(
-    model, output_dir, compute_metrics=accuracy, callbacks=None, optimizers=(None, None), model_init=None, **arguments
-):
+    model, output_dir, compute_metrics=accuracy, callbacks=None, optimizers=(None, None), model_init=None, eval_rows=16,
+    **arguments,
+):  # fmt: skip
     """Three epochs of three steps, quiet, on the CPU; `arguments` go to `TrainingArguments`."""
     settings = {
         "output_dir": str(output_dir), "num_train_epochs": 3, "per_device_train_batch_size": 8,
@@ -76,7 +77,7 @@ def build_trainer(
         "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "epoch", "eval_strategy": "no", "seed": 1,
     }  # fmt: skip
     return Trainer(
-        model, TrainingArguments(**{**settings, **arguments}), train_dataset=Rows(24, 0), eval_dataset=Rows(16, 1),
+        model, TrainingArguments(**{**settings, **arguments}), train_dataset=Rows(24, 0), eval_dataset=Rows(eval_rows, 1),
         compute_metrics=compute_metrics, callbacks=[Begun(), *(callbacks or [])], optimizers=optimizers, model_init=model_init,
     )  # fmt: skip
 
