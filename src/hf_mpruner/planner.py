@@ -15,11 +15,12 @@ from .architectures import BlockStack, find_block_stacks
 from .clusters import find_clusters
 from .config import PruningConfig, resolve_protected
 from .criteria import (
+    OF_SIMILARITY,
     Criterion,
     Quota,
     ScoredLayers,
     as_recorded,
-    find_criterion,
+    criterion_of,
     from_original,
     hold_protected,
     plan_layers,
@@ -75,7 +76,7 @@ class RoundPlanner:
         """Look at the model and the config; nothing is measured yet."""
         self.model, self.config = model, config
         self._measure, self._score = measure, score
-        self.criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
+        self.criterion = None if config.plans_by_threshold else criterion_of(config)
         if self.criterion is not None and score is None:
             raise ValueError(
                 "threshold='auto', targets and layers_per_round need a way to score layers: pass score to PruningEngine."
@@ -251,7 +252,7 @@ class RoundPlanner:
         Returns:
             `dict`: for each stack that still is one `SimilarityMatrix.to_dict()`.
         """
-        if self.criterion is not None and self.config.criterion not in ("cka", "cka_segments"):
+        if self.criterion is not None and self.config.criterion not in OF_SIMILARITY:
             return {}
         if self._measured is not None and self._measured_at == step:
             return original_similarity(self._measured[0], record.kept)

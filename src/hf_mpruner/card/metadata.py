@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_mpruner.criteria import OF_SIMILARITY
 from hf_mpruner.report import PruningReport, chosen_by
 
 from .check import is_hub_id
@@ -94,7 +95,7 @@ def metric_id(name: str) -> str | None:
 def _methods(report: PruningReport) -> list[str]:
     """What chose the layers, as tags; MPruner's where that is known, or nothing is."""
     chosen = chosen_by(report.record) or ["cka"]
-    alike = [*(["mpruner"] if "cka" in chosen else []), *(["cka"] if {"cka", "cka_segments"} & set(chosen) else [])]
+    alike = [*(["mpruner"] if "cka" in chosen else []), *(["cka"] if OF_SIMILARITY & set(chosen) else [])]
     return [*alike, *(re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") for name in chosen if name != "cka")]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_mpruner.config import PruningConfig
-from hf_mpruner.criteria import find_criterion
+from hf_mpruner.criteria import OF_SIMILARITY, find_criterion
 from hf_mpruner.record import CHOSEN_BY_JUDGE, Measurement, PruningRecord, Round
 from hf_mpruner.report import (
     PruningReport,
@@ -112,7 +112,7 @@ def stack_rows(record: PruningRecord) -> list[str]:
 def data_lines(report: PruningReport) -> list[str]:
     """Which data chose, judged and trained."""
     record = report.record
-    similar = set(chosen_by(record)) <= {"cka", "cka_segments"}
+    similar = set(chosen_by(record)) <= OF_SIMILARITY
     what = "similarity was" if similar else "their scores were"
     roles = {
         **({"calibration": f"**Chose the layers** ({what} measured on it)"} if chose_on_data(record) else {}),

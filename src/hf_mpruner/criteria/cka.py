@@ -17,11 +17,12 @@ from hf_mpruner.features import measure_similarity
 from hf_mpruner.similarity import SimilarityMatrix
 
 
-def score_similarity(inputs: CriterionInputs) -> dict[str, LayerScores]:
+def score_similarity(inputs: CriterionInputs, null_seed: int | None = None) -> dict[str, LayerScores]:
     """Scores of each stack that hold its whole similarity matrix.
 
     Args:
         inputs (`CriterionInputs`): model, stacks, data, protocol and linkage. Its processes share the work.
+        null_seed (`int`, *optional*): also measure what shuffled rows give; see `measure_similarity`.
 
     Returns:
         `dict[str, LayerScores]`: `values` are 1 - similarity with the layer before, `None` for the first; `pairs` is the
@@ -37,6 +38,7 @@ def score_similarity(inputs: CriterionInputs) -> dict[str, LayerScores]:
         inputs.batches,
         inputs.stacks,
         protocol=inputs.protocol,
+        null_seed=null_seed,
         show_progress=inputs.show_progress,
         runtime=inputs.runtime,
     )

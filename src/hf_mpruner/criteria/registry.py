@@ -6,12 +6,14 @@ import difflib
 from importlib import import_module
 from typing import TypeVar
 
+from hf_mpruner.config import PruningConfig
 from hf_mpruner.criteria.base import Criterion
 
 # Name -> module and class, so that naming one loads no other.
 _BUILT_IN: dict[str, tuple[str, str]] = {
     "cka": ("cka", "Cka"),
     "cka_segments": ("cka_segments", "CkaSegments"),
+    "cka_evidence": ("cka_evidence", "CkaEvidence"),
     "block_influence": ("block_influence", "BlockInfluence"),
     "angular": ("angular", "Angular"),
     "relative_magnitude": ("relative_magnitude", "RelativeMagnitude"),
@@ -29,6 +31,9 @@ _BUILT_IN: dict[str, tuple[str, str]] = {
     "random": ("positional", "Random"),
 }
 _REGISTERED: dict[str, Criterion] = {}
+
+# Those that look at nothing but the similarity of layers.
+OF_SIMILARITY = frozenset({"cka", "cka_segments", "cka_evidence"})
 
 Given = TypeVar("Given", bound="Criterion | type[Criterion]")
 
@@ -99,6 +104,20 @@ def find_criterion(name: str | Criterion) -> Criterion:
         f"criterion='{name}' is not known.{hint} Known criteria: {', '.join(known_criteria())}. One of your own: "
         "register_criterion(MyCriterion), or 'my_module:MyCriterion'."
     )
+
+
+def criterion_of(config: PruningConfig) -> Criterion:
+    """The criterion that a config asks for.
+
+    `cka` has clusters at a threshold; a search, which has no threshold, goes by what can be shown of the same similarities.
+
+    Args:
+        config (`PruningConfig`): that does not plan by a threshold.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return find_criterion("cka_evidence" if config.searches and config.criterion == "cka" else config.criterion)
 
 
 def _imported(name: str, module: str, kind: str) -> Criterion:

@@ -35,6 +35,7 @@ def measure_similarity(
     protocol: str | SimilarityProtocol = "default",
     max_samples: int | None = None,
     stop: SequentialStop | None = None,
+    null_seed: int | None = None,
     show_progress: bool | None = None,
     runtime: Runtime | None = None,
 ) -> dict[str, SimilarityMatrix]:
@@ -49,8 +50,9 @@ def measure_similarity(
         stacks (`Sequence[BlockStack]`, *optional*): what to measure. Default: `find_block_stacks(model)`.
         protocol (`str` or `SimilarityProtocol`): rows, estimator and average; `"default"` or `"paper"` by name.
         max_samples (`int`, *optional*): stop after this many examples.
-        stop (`SequentialStop`, *optional*): stop once the clusters at its threshold are settled at its error rate; how that
-            went is in `SimilarityMatrix.sampling`. The batches must be in random order. Default: use all examples.
+        stop (`SequentialStop`, *optional*): stop once the clusters at its threshold are settled at its error rate, see
+            `SimilarityMatrix.sampling`. The batches must be in random order. Default: use all examples.
+        null_seed (`int`, *optional*): draws another order of the rows, for `SimilarityMatrix.calibrated`. Default: none.
         show_progress (`bool`, *optional*): progress bar on stderr. Default: only when stderr is a terminal.
         runtime (`Runtime`, *optional*): of several processes that share the work: all call this with the same loader,
             process r of W measures batches r, r + W, ..., and all get the matrices of all batches.
@@ -68,10 +70,8 @@ def measure_similarity(
     """
     model, protocol = unwrap_adapters(model), SimilarityProtocol.named(protocol)
     if max_samples is not None and max_samples < 1:
-        raise ValueError(
-            f"max_samples={max_samples} is below 1. Pass the number of examples to measure, or None for all."
-        )
-    recorders = [StackRecorder(model, stack, protocol) for stack in measured_stacks(model, stacks)]
+        raise ValueError(f"max_samples={max_samples} is below 1. Pass how many examples to measure, or None for all.")
+    recorders = [StackRecorder(model, stack, protocol, null_seed) for stack in measured_stacks(model, stacks)]
     device = input_device(model)
     runtime = runtime or SingleProcess()
     with runtime.together("measuring similarity"), ExitStack() as undo:

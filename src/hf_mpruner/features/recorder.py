@@ -23,13 +23,15 @@ from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, Simil
 class StackRecorder:
     """Feeds the outputs of one stack's blocks, batch after batch, to an accumulator."""
 
-    def __init__(self, model: nn.Module, stack: BlockStack, protocol: SimilarityProtocol) -> None:
+    def __init__(
+        self, model: nn.Module, stack: BlockStack, protocol: SimilarityProtocol, null_seed: int | None = None
+    ) -> None:
         self.path, self.depth = stack.path, stack.depth
         self.protocol = protocol
         self.num_skipped = self.num_seen = self.most_rows = 0
         self._blocks = _blocks_of(model, stack)
         names = [f"{stack.path}.{i}" for i in range(stack.depth)]
-        self._accumulator = SimilarityAccumulator(stack.depth, protocol, layer_names=names)
+        self._accumulator = SimilarityAccumulator(stack.depth, protocol, names, null_seed)
         self._padding: Tensor | None = None
         self._layout: RowLayout | None = None
         self._outputs: dict[int, Tensor] = {}
@@ -67,7 +69,8 @@ class StackRecorder:
         if self.protocol.is_pooled:
             self._accumulator.update(outputs, weights=layout.weights)
         else:
-            self._accumulator.update_grams(outputs, layout.num_rows, layout.weights)
+            mask = layout.mask if self.protocol.is_per_example else None
+            self._accumulator.update_grams(outputs, layout.num_rows, layout.weights, mask)
 
     @property
     def num_groups(self) -> int:
@@ -79,7 +82,8 @@ class StackRecorder:
         state = self._accumulator.state_dict()
         if runtime is not None:
             state = dict(zip(state, runtime.all_sum(list(state.values())), strict=True))
-        copy = SimilarityAccumulator(self.depth, self.protocol, self._accumulator.layer_names)
+        names, null_seed = self._accumulator.layer_names, self._accumulator.null_seed
+        copy = SimilarityAccumulator(self.depth, self.protocol, names, null_seed)
         copy.load_state_dict(state)
         return copy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.similarity.hsic import centred_gram, gram_hsic, hsic_of_features, too_few_rows
 from hf_mpruner.similarity.matrix import SimilarityMatrix
+from hf_mpruner.similarity.null import CalibratedSimilarity, calibrate, null_moments, other_order, reorder_grams
 from hf_mpruner.similarity.protocol import SimilarityProtocol
 from hf_mpruner.similarity.spread import second_moments, standard_errors
 
@@ -26,6 +28,9 @@ class SimilarityAccumulator:
         num_layers (`int`): number of layers.
         protocol (`str` or `SimilarityProtocol`): estimator, rows and average.
         layer_names (`Sequence[str]`, *optional*): what errors call the layers, e.g. `"bert.encoder.layer.3"`.
+        null_seed (`int`, *optional*): also compare the rows of each layer with those of each other one in another order,
+            drawn by this seed, for `SimilarityMatrix.calibrated`; `state_dict` then holds four more sums. By default that is
+            not measured.
 
     Example:
         >>> accumulator = SimilarityAccumulator(num_layers=2)
@@ -40,6 +45,7 @@ class SimilarityAccumulator:
         num_layers: int,
         protocol: str | SimilarityProtocol = "default",
         layer_names: Sequence[str] | None = None,
+        null_seed: int | None = None,
     ) -> None:
         names = [f"layer {i}" for i in range(num_layers)] if layer_names is None else list(layer_names)
         if num_layers < 1 or len(names) != num_layers:
@@ -53,6 +59,11 @@ class SimilarityAccumulator:
         self._moments = torch.zeros(3, num_layers, num_layers, dtype=torch.float64)
         self._weight = torch.zeros((), dtype=torch.float64)
         self._num_groups = torch.zeros((), dtype=torch.float64)
+        self.null_seed = null_seed
+        self._orders = torch.Generator().manual_seed(null_seed or 0)
+        self._null: dict[str, Tensor] = {}
+        if null_seed is not None:
+            self._null = {"null_sums": torch.zeros_like(self._sums), "null_moments": torch.zeros_like(self._moments)}
 
     @property
     def num_groups(self) -> int:
@@ -90,19 +101,30 @@ class SimilarityAccumulator:
             weights = torch.ones(len(num_rows)) if grouped else num_rows
         estimator = self.protocol.estimator
         if grouped:
-            hsic = gram_hsic([centred_gram(x, row_mask, estimator) for x in features], num_rows, estimator)
+            self._add_grams([centred_gram(x, row_mask, estimator) for x in features], num_rows, weights, row_mask)
+        elif self._null:
+            order = other_order(torch.ones(1, len(features[0]), dtype=torch.bool), self._orders)[0]
+            count = self.num_layers
+            both = hsic_of_features([*features, *(x[order.to(x.device)] for x in features)], estimator)
+            self._add(both[:, :count, :count], weights, both[:, :count, count:])
         else:
-            hsic = hsic_of_features(features, estimator)
-        self._add(hsic, weights)
+            self._add(hsic_of_features(features, estimator), weights)
 
     @torch.no_grad()
-    def update_grams(self, grams: Sequence[Tensor], num_rows: Tensor, weights: Tensor | Sequence[float]) -> None:
+    def update_grams(
+        self,
+        grams: Sequence[Tensor],
+        num_rows: Tensor,
+        weights: Tensor | Sequence[float],
+        row_mask: Tensor | None = None,
+    ) -> None:
         """Add one batch of Gram matrices, for callers that do not want to hold features.
 
         Args:
             grams (`Sequence[torch.Tensor]`): per layer `(groups, rows * rows)` from `centred_gram`.
             num_rows (`torch.Tensor` of shape `(groups,)`): rows that count in each group.
             weights (`Sequence[float]` of length `groups`): examples each group stands for.
+            row_mask (`torch.Tensor` of shape `(groups, rows)`, *optional*): True at rows that count; by default all do.
 
         Raises:
             ValueError: if the number of layers does not fit.
@@ -110,25 +132,40 @@ class SimilarityAccumulator:
         """
         self._check_count(grams)
         self._check_rows(num_rows)
-        self._add(gram_hsic(grams, num_rows, self.protocol.estimator), weights)
+        self._add_grams(grams, num_rows, weights, row_mask)
+
+    def _add_grams(
+        self, grams: Sequence[Tensor], num_rows: Tensor, weights: Tensor | Sequence[float], row_mask: Tensor | None
+    ) -> None:
+        estimator, null = self.protocol.estimator, None
+        if self._null:
+            groups, rows = len(grams[0]), math.isqrt(grams[0].shape[1])
+            mask = torch.ones(groups, rows, dtype=torch.bool) if row_mask is None else row_mask.bool().cpu()
+            order = other_order(mask, self._orders)
+            null = gram_hsic(grams, num_rows, estimator, [reorder_grams(gram, order) for gram in grams])
+        self._add(gram_hsic(grams, num_rows, estimator), weights, null)
 
     def merge(self, other: SimilarityAccumulator) -> None:
         """Add what another accumulator has seen, e.g. on another process. Exact: sums are added.
 
         Raises:
-            ValueError: if the other has another depth or protocol.
+            ValueError: if the other has another depth or protocol, or one of both measures no null.
         """
         if (other.num_layers, other.protocol) != (self.num_layers, self.protocol):
             raise ValueError(
                 f"cannot merge {other.num_layers} layers under {other.protocol} into {self.num_layers} layers under "
                 f"{self.protocol}: both must be the same."
             )
+        if other._null.keys() != self._null.keys():
+            raise ValueError(
+                "cannot merge sums with a shuffled null into sums without: pass null_seed to both or none."
+            )
         for name, total in self._state().items():
             total += other._state()[name]
 
     def since(self, earlier: SimilarityAccumulator) -> SimilarityAccumulator:
         """What was added after `earlier`, a copy of this accumulator's past."""
-        later = SimilarityAccumulator(self.num_layers, self.protocol, self.layer_names)
+        later = SimilarityAccumulator(self.num_layers, self.protocol, self.layer_names, self.null_seed)
         later.load_state_dict({name: total - earlier._state()[name] for name, total in self._state().items()})
         return later
 
@@ -168,7 +205,12 @@ class SimilarityAccumulator:
             num_samples=round(self._weight.item()),
             errors=standard_errors(sums, self._moments, self.num_groups) if self.num_groups > 1 else None,
             num_groups=self.num_groups,
+            calibrated=self._calibrated(sums) if self._null else None,
         )
+
+    def _calibrated(self, sums: Tensor) -> CalibratedSimilarity:
+        null, moments = self._null["null_sums"], self._null["null_moments"]
+        return calibrate(sums, self._moments, (null + null.T) / 2, moments, self.num_groups)
 
     def _state(self) -> dict[str, Tensor]:
         return {
@@ -176,9 +218,10 @@ class SimilarityAccumulator:
             "moments": self._moments,
             "weight": self._weight,
             "num_groups": self._num_groups,
+            **self._null,
         }
 
-    def _add(self, hsic: Tensor, weights: Tensor | Sequence[float]) -> None:
+    def _add(self, hsic: Tensor, weights: Tensor | Sequence[float], null: Tensor | None = None) -> None:
         """Add HSICs (groups, layers, layers); one transfer to the CPU a batch."""
         hsic = hsic.detach().cpu()
         weights = torch.as_tensor(weights, dtype=torch.float64).cpu()
@@ -193,8 +236,16 @@ class SimilarityAccumulator:
                 f"{name} puts out NaN or infinite values (or values too large for a float32 product) on the calibration "
                 "data. Run the model in float32 or bfloat16, or look for bad examples; nothing was averaged over them."
             )
+        if null is not None:
+            null = null.detach().cpu()
+            null = (null + null.transpose(1, 2)) / 2
         if self.protocol.average == "ratios":
+            energy = hsic.diagonal(dim1=1, dim2=2)
             hsic = self._normalised(hsic)
+            null = null if null is None else null / (energy.unsqueeze(2) * energy.unsqueeze(1)).sqrt()
+        if null is not None:
+            self._null["null_sums"] += (null * weights.view(-1, 1, 1)).sum(0)
+            self._null["null_moments"] += null_moments(hsic, null, weights)
         self._sums += (hsic * weights.view(-1, 1, 1)).sum(0)
         self._moments += second_moments(hsic, weights)
         self._weight += weights.sum()

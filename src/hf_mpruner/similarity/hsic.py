@@ -134,19 +134,24 @@ def _columns(features: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
         yield from x.split(max(8 * x.shape[1], part_width(x.shape[0] * x.shape[1], x.device)), 2)
 
 
-def gram_hsic(grams: Sequence[Tensor], num_rows: Tensor, estimator: Estimator) -> Tensor:
+def gram_hsic(
+    grams: Sequence[Tensor], num_rows: Tensor, estimator: Estimator, others: Sequence[Tensor] | None = None
+) -> Tensor:
     """HSIC of every pair of layers from their centred Gram matrices: one `(L, n n) x (n n, L)` product per group.
 
     Args:
         grams (`Sequence[torch.Tensor]`): per layer `(groups, rows * rows)` as `centred_gram` returns them.
         num_rows (`torch.Tensor` of shape `(groups,)`): rows that count in each group.
         estimator (`str`): the one the Gram matrices were centred for.
+        others (`Sequence[torch.Tensor]`, *optional*): as many, of the same shapes, to compare each with; by default these
+            layers themselves.
 
     Returns:
         `torch.Tensor` of shape `(groups, layers, layers)`, float64.
     """
     stacked = torch.stack([gram.to(grams[0].device) for gram in grams], dim=1)  # (groups, layers, rows * rows)
-    inner = torch.bmm(stacked, stacked.transpose(1, 2))
+    with_these = stacked if others is None else torch.stack([gram.to(grams[0].device) for gram in others], dim=1)
+    inner = torch.bmm(stacked, with_these.transpose(1, 2))
     n = num_rows.to(inner.device, torch.float64).view(-1, 1, 1)
     return inner / (n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_mpruner.similarity.null import CalibratedSimilarity
 from hf_mpruner.similarity.protocol import SimilarityProtocol
 from hf_mpruner.similarity.sampling import MIN_GROUPS, Sampling
 from hf_mpruner.similarity.spread import interval
@@ -36,6 +37,8 @@ class SimilarityMatrix:
             `num_groups`; for data drawn at random, in random order.
         num_groups (`int`): batches (or examples, where each is compared by itself) that the values are an average of.
         sampling (`Sampling`, *optional*): how the measurement ended, if it was allowed to stop early.
+        calibrated (`CalibratedSimilarity`, *optional*): the same similarities against a shuffled null, where that was
+            measured, too.
 
     Raises:
         ValueError: if the values are not a square matrix of finite numbers, or the labels or errors do not fit it.
@@ -57,6 +60,7 @@ class SimilarityMatrix:
     errors: Tensor | None = None
     num_groups: int = 0
     sampling: Sampling | None = None
+    calibrated: CalibratedSimilarity | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Check the shape, keep a float64 copy, number the layers."""
@@ -158,6 +162,7 @@ class SimilarityMatrix:
             **({} if self.errors is None else {"errors": self.errors.tolist()}),
             **({"num_groups": self.num_groups} if self.num_groups else {}),
             **({} if self.sampling is None else {"sampling": self.sampling.to_dict()}),
+            **({} if self.calibrated is None else {"calibrated": self.calibrated.to_dict()}),
         }
 
     @classmethod
@@ -180,6 +185,7 @@ class SimilarityMatrix:
             errors=torch.tensor(data["errors"], dtype=torch.float64) if data.get("errors") else None,
             num_groups=data.get("num_groups", 0),
             sampling=Sampling.from_dict(data["sampling"]) if data.get("sampling") else None,
+            calibrated=CalibratedSimilarity.from_dict(data["calibrated"]) if data.get("calibrated") else None,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -62,8 +62,11 @@ def standard_errors(sums: Tensor, moments: Tensor, num_groups: int) -> Tensor:
         square - cka * (mixed + mixed.T) + cka.square() / 4 * (energy.unsqueeze(1) + energy.unsqueeze(0) + 2 * both)
     )
     errors = (spread.clamp(min=0) * (num_groups / (num_groups - 1))).sqrt()
-    errors.fill_diagonal_(0.0)
-    # No standard error is known better than that, and files of all pairs stay small.
+    return rounded(errors.fill_diagonal_(0.0))
+
+
+def rounded(errors: Tensor) -> Tensor:
+    """Symmetric, to three digits: no standard error is known better than that, and files of all pairs stay small."""
     rows = [[float(f"{error:.{_DIGITS - 1}e}") for error in row] for row in ((errors + errors.T) / 2).tolist()]
     return torch.tensor(rows, dtype=torch.float64)
 
