@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -166,6 +167,11 @@ class TrainerScores:
             ) from error
 
     def _check_metric(self, criterion: Criterion) -> dict[str, Any]:
+        if self._sample is None and self.config.keeps_sets_apart:
+            raise CalibrationError(
+                f"The criterion '{criterion.name}' would choose by the very examples that judge, since {self._no_sample}, and then "
+                "nothing could be promised of them. Take a criterion that needs no metric, e.g. loss or block_influence."
+            )
         if self._sample is None:
             logger.warning(
                 "The same examples choose the layers and judge the result: the criterion '%s' evaluates on the evaluation "
@@ -219,13 +225,32 @@ class TrainerScores:
         if self._sample is None:
             metrics = self._judge()
         else:
-            found = self.trainer.evaluate(cast(Any, self._sample), metric_key_prefix=PREFIX)
+            with own_loader(self.trainer, self._sample):
+                found = self.trainer.evaluate(cast(Any, self._sample), metric_key_prefix=PREFIX)
             metrics = strip_prefix(strip_prefix(found, PREFIX), "eval")
             sets: Any = self.trainer.eval_dataset  # "data1_accuracy" of several sets is "accuracy" of this one
             parts = [part for part in sets if name.startswith(f"{part}_")] if isinstance(sets, Mapping) else []
             name = name.removeprefix(f"{max(parts, key=len)}_") if parts else name
         value = Metric(name, record.greater_is_better).read(metrics)
         return value if record.greater_is_better else -value
+
+
+@contextmanager
+def own_loader(trainer: Trainer, data: Any) -> Iterator[None]:
+    """Let an evaluation of other examples than the Trainer's own not be given the loader that it keeps for its own.
+
+    With `dataloader_persistent_workers` a Trainer keeps one loader for every data set that it is called with.
+
+    Args:
+        trainer (`Trainer`): about to evaluate.
+        data (*optional*): those examples; `None` for the Trainer's own, whose loader is kept.
+    """
+    kept = trainer.args.dataloader_persistent_workers
+    trainer.args.dataloader_persistent_workers = kept and data is None
+    try:
+        yield
+    finally:
+        trainer.args.dataloader_persistent_workers = kept
 
 
 def _find_data(trainer: Trainer, calibration: Any) -> Any:

@@ -16,11 +16,12 @@ from transformers.trainer_callback import ExportableState
 from .best import best_of, put_back_best
 from .config import PruningConfig
 from .cut import PendingCut
+from .data import Parts
 from .engine import PruningEngine
 from .errors import MPrunerError
 from .guard import DepthGuard
 from .optimizer import check_optimizer
-from .preflight import check_alone, check_trainer, steps_per_epoch
+from .preflight import NOT_ATTACHED, check_alone, check_not_config, check_trainer, steps_per_epoch
 from .pruned_base import save_with_base
 from .record import PruningRecord, Round
 from .report import PruningReport
@@ -41,13 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOT_ATTACHED = (
-    "LayerPruningCallback is not attached to a Trainer. Add it with\n"
-    "    trainer.add_callback(LayerPruningCallback(trainer, config))\n"
-    "or, if it was passed as Trainer(callbacks=[callback]), call\n"
-    "    callback.attach(trainer)\nbefore trainer.train()."
-)
-
 # What a Trainer with restore_callback_states_from_checkpoint makes anew must find the callback that was attached.
 _ATTACHED: weakref.WeakSet[LayerPruningCallback] = weakref.WeakSet()
 
@@ -66,6 +60,9 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         config (`PruningConfig`, *optional*): what to prune and how to judge it.
         calibration (*optional*): data to measure similarity on: a dataset like the Trainer's own, or an iterable of
             batches. By default a seeded sample of the Trainer's evaluation set.
+        choosing (*optional*): with `confidence` or `threshold="auto"`, data for criteria that read labels.
+        judging (*optional*): likewise, data for the verdicts. What of these three a run needs and is not given is a part
+            of the Trainer's evaluation set, which is split then.
 
     Example:
         ```python
@@ -76,16 +73,17 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
     """
 
     def __init__(
-        self, trainer: Trainer | None = None, config: PruningConfig | None = None, calibration: Any = None
+        self,
+        trainer: Trainer | None = None,
+        config: PruningConfig | None = None,
+        calibration: Any = None,
+        choosing: Any = None,
+        judging: Any = None,
     ) -> None:
         """Remember what was given; nothing is measured before training begins."""
-        if isinstance(trainer, PruningConfig):
-            raise TypeError(
-                "The first argument of LayerPruningCallback is the Trainer, but it got a PruningConfig: write "
-                "LayerPruningCallback(trainer, config), or LayerPruningCallback(config=config) and attach it later."
-            )
+        check_not_config(trainer)
         self.config = config or PruningConfig()
-        self.calibration = calibration
+        self.given = Parts(calibration, choosing, judging)
         self.engine: PruningEngine | None = None
         self._trainer: Trainer | None = None
         self._bench: Workbench | None = None
@@ -202,7 +200,7 @@ class LayerPruningCallback(RetrainingEvents, ExportableState):
         self._resumption = None
 
     def _build(self, trainer: Trainer, runtime: Runtime, record: PruningRecord | None) -> None:
-        self._bench = Workbench(trainer, self.config, self.calibration, runtime)
+        self._bench = Workbench(trainer, self.config, self.given, runtime)
         self.engine = self._bench.make_engine(record)
 
     def _watch(self, model: Any, state: TrainerState) -> None:

@@ -104,17 +104,18 @@ def find_judged(trainer: Trainer, metric: str, seen: Mapping[str, Seen], prefix:
     return Judged({**facts, "num_examples": int(shown.num_examples)}, share)
 
 
-def write_facts(record: PruningRecord, trainer: Trainer, calibration: Mapping[str, Any]) -> None:
+def write_facts(record: PruningRecord, trainer: Trainer, measured: Mapping[str, dict[str, Any]]) -> None:
     """Write into a record what a run inside or beside a Trainer has, before it begins.
 
     Args:
         record (`PruningRecord`): gets `data` (what judges is known later), `training`, `versions`, `device`,
             `metric_sources` and `world_size`.
         trainer (`Trainer`): that trains.
-        calibration (`dict`): facts about the calibration data.
+        measured (`dict`): facts about the data that layers are measured on, by its name in the record: `"calibration"`,
+            or `"choosing"`.
     """
     record.world_size = trainer.args.world_size
-    record.data["calibration"] = dict(calibration)
+    record.data.update(measured)
     if trainer.train_dataset is not None:
         record.data["training"] = describe_data(trainer.train_dataset, "training set")
     earlier, record.training = record.training, training_facts(trainer)

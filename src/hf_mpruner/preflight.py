@@ -25,6 +25,27 @@ _BY_EVALUATION = ("reduce_lr_on_plateau", "greedy", "ReduceLROnPlateau", "Greedy
 logger = logging.getLogger(__name__)
 
 
+NOT_ATTACHED = (
+    "LayerPruningCallback is not attached to a Trainer. Add it with\n"
+    "    trainer.add_callback(LayerPruningCallback(trainer, config))\n"
+    "or, if it was passed as Trainer(callbacks=[callback]), call\n"
+    "    callback.attach(trainer)\nbefore trainer.train()."
+)
+
+
+def check_not_config(trainer: object) -> None:
+    """Refuse a config in the place of the Trainer.
+
+    Raises:
+        TypeError: says how to write it.
+    """
+    if isinstance(trainer, PruningConfig):
+        raise TypeError(
+            "The first argument of LayerPruningCallback is the Trainer, but it got a PruningConfig: write "
+            "LayerPruningCallback(trainer, config), or LayerPruningCallback(config=config) and attach it later."
+        )
+
+
 def check_alone(trainer: Trainer, state: TrainerState, kind: type) -> None:
     """Refuse a callback of another Trainer, and a second one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_callback import DefaultFlowCallback, ProgressCallback
 
-from .calibrate import PREFIX, ModelInputs, TrainerScores, calibration_batches
+from .calibrate import PREFIX, ModelInputs, TrainerScores, calibration_batches, own_loader
 from .config import PruningConfig
 from .criteria import find_criterion
-from .data import FirstBatch
+from .data import FirstBatch, Parts
 from .engine import PruningEngine
 from .facts import Seen, find_judged, watch_evaluations, write_facts
 from .features import measure_similarity
@@ -22,6 +23,7 @@ from .metric import strip_prefix
 from .preflight import check_search
 from .record import Measurement, PruningRecord, Round
 from .runtime import Runtime, keep_rng_state
+from .sets import Sets, check_sets, find_sets
 from .subject import trained_model, trained_whole
 from .trainers import evaluator_of, keep_books
 from .verdict import Judged
@@ -43,21 +45,27 @@ class Workbench:
     Args:
         trainer (`Trainer`): training, or about to.
         config (`PruningConfig`): what the user asked for.
-        calibration (*optional*): data to measure on; by default a sample of the Trainer's evaluation set, or of its
-            training set where an evaluator judges without one.
+        given (`Parts`, *optional*): data sets of the user's own; see `find_sets` for the others. Where none are kept apart,
+            layers are measured on a sample of the Trainer's evaluation set, or of its training set where an evaluator
+            judges without one.
         runtime (`Runtime`): the processes that share the measuring; one unless given.
     """
 
     def __init__(
-        self, trainer: Trainer, config: PruningConfig, calibration: Any = None, runtime: Runtime | None = None
+        self, trainer: Trainer, config: PruningConfig, given: Parts | None = None, runtime: Runtime | None = None
     ) -> None:
         """Remember what was given."""
-        self.trainer, self.config, self.calibration = trainer, config, calibration
+        self.trainer, self.config, self.given = trainer, config, given or Parts()
         self.runtime = runtime
         self._first: FirstBatch
         self._scores: TrainerScores
         self._seen: dict[str, Seen] = {}
         self._kept: dict[str, Evaluated] = {}
+
+    @functools.cached_property
+    def sets(self) -> Sets:
+        """The data sets of this run; made once, alike on every process."""
+        return find_sets(self.trainer, self.config, self.given, self.metric_hint()[0])
 
     def make_engine(self, record: PruningRecord | None) -> PruningEngine:
         """The engine of a run inside this Trainer's training, with its calibration batches.
@@ -66,10 +74,13 @@ class Workbench:
             record (`PruningRecord`, *optional*): of a run that is gone on with.
 
         Raises:
-            CalibrationError: if there are no examples, or none that the criterion can score layers on.
+            CalibrationError: if there are no examples, or none that the criterion can score layers on; or if sets share
+                examples that must not.
+            MPrunerError: if the record's verdicts are of other examples.
             UnsupportedBackendError: if the processes cannot run what the criterion needs.
         """
-        args, config = self.trainer.args, self.config
+        args, config, sets = self.trainer.args, self.config, self.sets
+        check_sets(self.trainer, sets, record)
         criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
         needs_loss = criterion is not None and criterion.reads_labels
         engine = PruningEngine(
@@ -90,10 +101,11 @@ class Workbench:
             record=record,
         )
         way = "LayerPruningCallback(trainer, config, calibration=other_dataset)"
-        batches, facts = calibration_batches(self.trainer, config, self.calibration, way, raw=needs_loss)
+        batches, facts = calibration_batches(self.trainer, config, sets.measured, way, raw=needs_loss)
+        facts = sets.describe(sets.role, facts)
         self._first = FirstBatch(ModelInputs(self.trainer, batches) if needs_loss else batches)
         if criterion is not None:
-            given = (self.trainer, config, self.calibration, self.runtime)
+            given = (self.trainer, config, sets.measured, self.runtime)
             of_criterion = batches if needs_loss else self._first.batches
             self._scores = TrainerScores(
                 *given, batches=of_criterion, judge=self.evaluate, record=lambda: engine.record
@@ -101,7 +113,7 @@ class Workbench:
             with self.aside():
                 facts = self._scores.check(criterion) or facts
             engine.settle_target()
-        write_facts(engine.record, self.trainer, facts)
+        write_facts(engine.record, self.trainer, {sets.role: facts})
         if record is None:
             check_search(config, engine.record, self.trainer.state.num_train_epochs)
         return engine
@@ -131,18 +143,20 @@ class Workbench:
         )
 
     def evaluate(self) -> dict[str, float]:
-        """The Trainer's own evaluation, keys without prefix; with a confidence, what `outcomes` needs of it is kept."""
+        """The Trainer's evaluation of what judges, keys without prefix; what `outcomes` needs of it is kept."""
         self._seen.clear()
         self._kept.clear()
+        data = self.sets.evaluated
         keeps = nullcontext() if self.config.confidence is None else keep_evaluations(self.trainer, self._kept)
-        with watch_evaluations(self.trainer, self._seen), keeps:
-            metrics = self.trainer.evaluate(metric_key_prefix=self._prefix)
+        with watch_evaluations(self.trainer, self._seen), keeps, own_loader(self.trainer, data):
+            metrics = self.trainer.evaluate(data, metric_key_prefix=self._prefix)
         # trl calls what it adds "eval_..." whatever prefix it is given
         return strip_prefix(strip_prefix(metrics, PREFIX), "eval")
 
     def judged_on(self, metric: str) -> Judged:
         """What a metric of the last evaluation was measured on."""
-        return find_judged(self.trainer, metric, self._seen, self._prefix)
+        judged = find_judged(self.trainer, metric, self._seen, self._prefix)
+        return judged._replace(data=self.sets.describe("judging", judged.data))
 
     def outcomes(self, metric: str, like: Outcomes | None = None) -> Outcomes:
         """What the last evaluation's metric is made of, to be paired with that of another model; asked for once.

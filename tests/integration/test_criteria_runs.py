@@ -15,6 +15,7 @@ import criteria_kit  # noqa: F401 - registers criteria
 from cycles_kit import Maker, prune, rounds_of, save_bert
 from hf_mpruner import LayerPruningCallback, PruningConfig
 from hf_mpruner.criteria import CriterionInputs, find_criterion
+from hf_mpruner.data import Parts
 from hf_mpruner.errors import CalibrationError, UnsupportedBackendError
 from hf_mpruner.record import PruningRecord
 from hf_mpruner.report import PruningReport
@@ -252,7 +253,7 @@ def test_what_cannot_be_had_of_shards_is_refused(make_bert, tmp_path, criterion)
     with pytest.raises(
         UnsupportedBackendError, match=f"'{criterion}' needs (gradients|metric), which FSDP2 does not give"
     ):
-        Workbench(trainer, config, Rows(8, 2), Sharded()).make_engine(None)
+        Workbench(trainer, config, Parts(Rows(8, 2)), Sharded()).make_engine(None)
 
 
 def test_one_evaluation_or_loss_is_one_pass_whatever_its_batches(make_bert, tmp_path):

@@ -155,11 +155,11 @@ def test_a_run_that_is_gone_on_with_keeps_the_rates_of_layers_that_were_cut(make
     trainer = build_trainer(model, tmp_path, optimizers=(torch.optim.SGD(model.parameters(), lr=0.2), None))
     begun = {"optimizer": "SGD", "learning_rate": [0.1, 0.2], "weight_decay": 0.3, "seed": 5}
     record = PruningRecord({}, training=begun)
-    write_facts(record, trainer, {"source": "given by the user"})
+    write_facts(record, trainer, {"calibration": {"source": "given by the user"}})
     assert (record.training["learning_rate"], record.training["weight_decay"]) == ([0.1, 0.2], 0.3)
     assert record.training["seed"] == 1
     record = PruningRecord({}, training={**begun, "optimizer": "AdamW"})
-    write_facts(record, trainer, {"source": "given by the user"})
+    write_facts(record, trainer, {"calibration": {"source": "given by the user"}})
     assert (record.training["learning_rate"], record.training["weight_decay"]) == (0.2, 0.0)
 
 

@@ -10,8 +10,8 @@ import torch
 
 from hf_mpruner import Comparison
 from hf_mpruner.comparison import Row
-from hf_mpruner.comparison.examples import count_shared, fingerprint
 from hf_mpruner.comparison.store import Store, name_of
+from hf_mpruner.data import count_shared, fingerprint
 from hf_mpruner.errors import MPrunerError
 
 LAYERS = {"encoder.layer": 8}

@@ -114,8 +114,9 @@ def data_lines(report: PruningReport) -> list[str]:
     record = report.record
     similar = set(chosen_by(record)) <= OF_SIMILARITY
     what = "similarity was" if similar else "their scores were"
+    chose = f"**Chose the layers** ({what} measured on it)"
     roles = {
-        **({"calibration": f"**Chose the layers** ({what} measured on it)"} if chose_on_data(record) else {}),
+        **({"calibration": chose, "choosing": chose} if chose_on_data(record) else {}),
         "judging": "**Judged** every round",
         "training": "**Trained** the model",
     }
@@ -199,7 +200,8 @@ def _how_chosen(report: PruningReport, config: PruningConfig) -> list[str]:
 def limits(report: PruningReport, config: PruningConfig | None, base_model: str | None) -> list[str]:
     """What these numbers do not say."""
     record, kept, after = report.record, kept_round(report), report.after
-    chose, judged = record.data.get("calibration", {}), record.data.get("judging", {})
+    chose = record.data.get("choosing") or record.data.get("calibration", {})
+    judged = record.data.get("judging", {})
     said = []
     measured = after is not None and after.metric is not None
     if measured:
@@ -252,6 +254,8 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether both are known to be the same data; two sets of the user's own need not be."""
     if CHOSEN_BY_JUDGE in (one.get("source"), other.get("source")):
         return True
+    if "drawn_from" in other:  # a part that has no other use
+        return False
     if one.get("dataset") or other.get("dataset"):
         return all(one.get(key) == other.get(key) for key in ("dataset", "config", "split", "revision"))
     sources = [str(part.get("source") or "").removeprefix("sample of the ") for part in (one, other)]

@@ -21,6 +21,7 @@ from hf_mpruner.config import PruningConfig
 from hf_mpruner.criteria import Criterion, ScoredLayers, plan_layers
 from hf_mpruner.cycles.fresh import digest
 from hf_mpruner.cycles.whole import load_source, save_whole
+from hf_mpruner.data import count_shared, fingerprint
 from hf_mpruner.environment import describe_device, library_versions
 from hf_mpruner.errors import MPrunerError, PlanMismatchError, UnsupportedArchitectureError
 from hf_mpruner.facts import training_facts
@@ -31,7 +32,6 @@ from hf_mpruner.subject import trained_model
 from hf_mpruner.surgery import apply_plan_
 from hf_mpruner.workbench import Workbench
 
-from .examples import count_shared, fingerprint
 from .request import FIELDS, Request
 from .result import Comparison
 from .scoring import EvaluateSample, code_of, score

@@ -237,6 +237,11 @@ class PruningConfig:
         return self.stop_when_done or self.confidence is not None
 
     @property
+    def keeps_sets_apart(self) -> bool:
+        """Whether what measures, what chooses and what judges are three sets that share no example."""
+        return self.confidence is not None or self.searches
+
+    @property
     def distils(self) -> bool:
         """Whether the uncut model teaches during recovery."""
         return self.distillation_weight > 0 or self.distillation_hidden_weight > 0

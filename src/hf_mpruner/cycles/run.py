@@ -30,7 +30,7 @@ from hf_mpruner.cycles.ledger import Ledger
 from hf_mpruner.cycles.plain import PlainModel
 from hf_mpruner.cycles.shared import on_main, shared_folder
 from hf_mpruner.cycles.whole import load_source, load_whole, save_whole
-from hf_mpruner.data import FirstBatch
+from hf_mpruner.data import FirstBatch, Parts
 from hf_mpruner.engine import PruningEngine
 from hf_mpruner.errors import MPrunerError
 from hf_mpruner.facts import write_facts
@@ -38,6 +38,7 @@ from hf_mpruner.record import PruningRecord, Round
 from hf_mpruner.report import PruningReport
 from hf_mpruner.resume import check_world_size
 from hf_mpruner.runtime import Runtime, copies_runtime, keep_rng_state, whole_models
+from hf_mpruner.sets import check_same_examples, check_sets
 from hf_mpruner.subject import trained_model
 from hf_mpruner.verdict import Judged
 from hf_mpruner.workbench import Workbench
@@ -57,6 +58,8 @@ def prune_in_cycles(
     *,
     output_dir: str | os.PathLike[str],
     calibration: Any = None,
+    choosing: Any = None,
+    judging: Any = None,
     device: str | torch.device | None = None,
 ) -> PruningReport:
     """Prune by MPruner's Algorithm 1 with a fresh Trainer, and a `train()` of its own, for each round.
@@ -79,6 +82,8 @@ def prune_in_cycles(
             models at most.
         calibration (*optional*): data to measure similarity on, as for `LayerPruningCallback`. By default a seeded
             sample of the Trainer's evaluation set.
+        choosing (*optional*): as for `LayerPruningCallback`.
+        judging (*optional*): the same.
         device (*optional*): where a whole model runs while similarity is measured. By default the Trainer's device; the
             CPU where the Trainer partitions its weights (ZeRO-3, FSDP), since the whole may not fit.
 
@@ -104,7 +109,8 @@ def prune_in_cycles(
         ```
     """
     check_arguments(make_trainer, model, config or PruningConfig())
-    return Cycles(make_trainer, str(model), config or PruningConfig(), Path(output_dir), calibration, device).run()
+    given = Parts(calibration, choosing, judging)
+    return Cycles(make_trainer, str(model), config or PruningConfig(), Path(output_dir), given, device).run()
 
 
 class Cycles:
@@ -116,12 +122,12 @@ class Cycles:
         source: str,
         config: PruningConfig,
         folder: Path,
-        calibration: Any,
+        given: Parts,
         device: str | torch.device | None,
     ) -> None:
         """Nothing is loaded yet."""
         self.make_trainer, self.source, self.config = make_trainer, source, config
-        self.calibration, self.device = calibration, device
+        self.given, self.device = given, device
         self.ledger = Ledger(folder)
         self.runtime: Runtime
         self.engine: PruningEngine
@@ -147,12 +153,15 @@ class Cycles:
         args, model = trainer.args, trained_model(trainer)
         self.runtime = copies_runtime(trainer)
         self._kind, self._dtype, self._processor = type(model), model.dtype, trainer.processing_class
-        self._hint = Workbench(trainer, self.config).metric_hint()
+        bench = Workbench(trainer, self.config, self.given)
+        self._hint, sets = bench.metric_hint(), bench.sets
         with self.runtime.together("reading the model"):
             whole, fresh = load_source(self._kind, self.source, model.config, self._dtype)
             check_model(trainer, whole, self.source, ignored=fresh)
             way = "prune_in_cycles(..., calibration=other_dataset)"
-            batches, facts = calibration_batches(trainer, self.config, self.calibration, way)
+            check_sets(trainer, sets, None)
+            batches, facts = calibration_batches(trainer, self.config, sets.measured, way)
+            facts = {sets.role: sets.describe(sets.role, facts)}
             if self.device is None:
                 self.device = "cpu" if is_partitioned(trainer) else args.device
             self._plain = PlainModel(
@@ -163,6 +172,7 @@ class Cycles:
         if record is None or record.baseline is None:
             self._begin(trainer, whole, fresh, facts)
             return
+        check_same_examples(record, sets)
         self._drop()
         folder = on_main(self.runtime, "reading the output folder", lambda: self.ledger.current(record))
         with self.runtime.together("reading the last accepted model"):
@@ -325,7 +335,7 @@ class Cycles:
     def _evaluate(self) -> dict[str, float]:
         if self.trainer is None:
             raise MPrunerError("No Trainer is there to evaluate with.")
-        self._bench = Workbench(self.trainer, self.config)
+        self._bench = Workbench(self.trainer, self.config, self.given)
         return evaluate(self._bench)
 
     def _load(self, folder: Path) -> PreTrainedModel:

@@ -13,17 +13,22 @@ from .columns import (
     find_token_columns,
 )
 from .encoding import find_max_length, preprocess, refuse_empty
+from .examples import count_shared, fingerprint
 from .labels import find_label_names, label_ids
 from .loading import load_data, quiet_bars
 from .origin import describe_data, describe_sample, has_one_label_each
+from .parts import Parts, check_disjoint, size_parts, split_parts, warn_of_trained
 from .rows import drop_blank, open_images, read_answers, split_words, take_columns
 
 __all__ = [
     "Columns",
     "FirstBatch",
     "ModelKind",
+    "Parts",
     "calibration_loader",
+    "check_disjoint",
     "column_types",
+    "count_shared",
     "describe_data",
     "describe_sample",
     "draw_sample",
@@ -34,6 +39,7 @@ __all__ = [
     "find_max_length",
     "find_target_columns",
     "find_token_columns",
+    "fingerprint",
     "has_one_label_each",
     "label_ids",
     "load_data",
@@ -42,6 +48,9 @@ __all__ = [
     "quiet_bars",
     "read_answers",
     "refuse_empty",
+    "size_parts",
+    "split_parts",
     "split_words",
     "take_columns",
+    "warn_of_trained",
 ]

@@ -40,7 +40,12 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 PAGE_NAME = "report.html"
-_DATA_NAMES = {"training": "Training", "calibration": "Choosing layers", "judging": "Judging rounds"}
+_DATA_NAMES = {
+    "training": "Training",
+    "calibration": "Choosing layers",
+    "choosing": "Choosing layers",
+    "judging": "Judging rounds",
+}
 
 
 def render_page(record: PruningRecord, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

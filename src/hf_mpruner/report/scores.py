@@ -104,6 +104,8 @@ def scored_rounds(record: PruningRecord) -> list[ScoredRound]:
 
 def chosen_over(record: PruningRecord) -> str:
     """The data that criteria ran on, in words."""
+    if "choosing" in record.data:
+        return "the choosing data"
     source = record.data.get("calibration", {}).get("source")
     return CHOSEN_BY_JUDGE if source == CHOSEN_BY_JUDGE else "the calibration data"
 

@@ -1,0 +1,249 @@
+"""A run that promises something: examples that measure layers, that choose and that judge, each read for its one use."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from hf_mpruner import PruningConfig
+from hf_mpruner.architectures import find_block_stacks
+from hf_mpruner.criteria import find_criterion
+from hf_mpruner.data import Parts
+from hf_mpruner.errors import CalibrationError, MPrunerError
+from hf_mpruner.record import Measurement
+from hf_mpruner.sets import check_same_examples, check_sets, find_sets
+from hf_mpruner.workbench import Workbench
+from trainer_kit import Rows, accuracy, build_trainer
+
+
+class Watched(Dataset):
+    """Knows which of its rows were read, in which order."""
+
+    def __init__(self, size=100, seed=1):
+        self.rows, self.read = Rows(size, seed), []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return self.rows[index]
+
+    def taken(self):
+        taken, self.read = self.read, []
+        return taken
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(Rows(8, 3))
+
+
+@pytest.fixture
+def trainer(make_bert, tmp_path):
+    trainer = build_trainer(make_bert(num_labels=2), tmp_path)
+    trainer.eval_dataset = Watched()
+    return trainer
+
+
+def searching(criterion="cka", **config):
+    return PruningConfig(**{"threshold": "auto", "criterion": criterion, "calibration_samples": 16, **config})
+
+
+def comparing(**config):
+    return PruningConfig(calibration_samples=16, **config)
+
+
+def indices(part):
+    return list(part.indices)
+
+
+def test_similarity_and_verdicts_read_examples_of_their_own_and_the_record_says_which(trainer):
+    data = trainer.eval_dataset
+    bench = Workbench(trainer, searching())
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with bench.aside():
+        engine = bench.make_engine(None)
+        sets = bench.sets
+        assert (len(sets.calibration), sets.choosing, len(sets.judging)) == (16, None, 84)
+        assert sorted(indices(sets.calibration) + indices(sets.judging)) == list(range(100))
+        data.taken()
+        bench.measure(find_block_stacks(trainer.model))
+        assert sorted(data.taken()) == indices(sets.calibration)
+        bench.evaluate()
+        assert data.taken() == indices(sets.judging), "in one fixed order"
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = {"source": "part of the evaluation set", "drawn_from": 100, "seed": 0}
+    assert engine.record.data["calibration"] == {**drawn, "num_examples": 16}
+    judged = bench.judged_on("accuracy")
+    assert judged.is_share
+    assert {key: value for key, value in judged.data.items() if key != "digest"} == {**drawn, "num_examples": 84}
+    assert "choosing" not in engine.record.data
+
+
+@pytest.mark.parametrize("name", ["loss", "taylor", "metric_drop", "mixture"])
+def test_what_reads_labels_is_measured_on_examples_that_choose_and_never_judge(trainer, name):
+    data = trainer.eval_dataset
+    bench = Workbench(trainer, searching(name, metric="accuracy"))
+    with bench.aside():
+        engine = bench.make_engine(None)
+        engine.record.metric, engine.record.greater_is_better = "accuracy", True
+        sets = bench.sets
+        assert (sets.calibration, len(sets.choosing), len(sets.judging)) == (None, 16, 84)
+        data.taken()
+        bench._scores(find_criterion(name), find_block_stacks(trainer.model), {})
+    assert set(data.taken()) == set(indices(sets.choosing))
+    assert engine.record.data["choosing"]["source"] == "part of the evaluation set"
+    assert "calibration" not in engine.record.data
+
+
+def test_without_confidence_everything_judges(trainer):
+    bench = Workbench(trainer, comparing())
+    with bench.aside():
+        bench.make_engine(None)
+        trainer.eval_dataset.taken()
+        bench.evaluate()
+    assert trainer.eval_dataset.taken() == list(range(100))
+    assert bench.sets.judging is None
+    assert bench.judged_on("accuracy").data == {"source": "evaluation set", "num_examples": 100}
+    with pytest.raises(ValueError, match="choosing and judging are sets of their own only with"):
+        find_sets(trainer, comparing(), Parts(judging=Rows(8, 3)))
+
+
+def test_what_is_given_is_taken_whole_and_only_the_rest_is_split(trainer):
+    data, own, other = trainer.eval_dataset, Rows(30, 7), Rows(40, 8)
+    sets = find_sets(trainer, searching(), Parts(calibration=own))
+    assert sets.calibration is own
+    assert sets.judging is data, "nothing else is taken from it"
+    assert sets.facts["judging"]["source"] == "evaluation set"
+    sets = find_sets(trainer, searching(calibration_samples=90), Parts(judging=other))
+    assert (len(sets.calibration), sets.judging) == (90, other), "it judges nothing, so more of it can be used"
+    sets = find_sets(trainer, searching("loss"), Parts(calibration=own))
+    assert sets.choosing is own, "what layers are measured on"
+    sets = find_sets(trainer, searching("loss"), Parts(calibration=own, choosing=other))
+    assert sets.choosing is other
+    sets = find_sets(trainer, searching(), Parts(calibration=trainer.train_dataset, judging=data))
+    assert [sets.facts[role]["source"] for role in ("calibration", "judging")] == ["training set", "evaluation set"]
+    with pytest.raises(CalibrationError, match=r"No examples for calibration .* all of it judges. Pass calibration="):
+        find_sets(trainer, searching(), Parts(judging=data))
+    with pytest.raises(ValueError, match="judging is a dict of 'a', 'b', not one data set"):
+        find_sets(trainer, searching(), Parts(judging={"a": own, "b": other}))
+
+
+def test_a_set_without_a_use_is_told(trainer, caplog):
+    find_sets(trainer, searching(), Parts(choosing=Rows(8, 3)))
+    assert "choosing is not used: criterion='cka' reads no labels" in caplog.text
+
+
+def test_of_several_evaluation_sets_that_whose_metric_decides_is_split(trainer):
+    trainer.eval_dataset = {"news": Watched(60, 1), "mail": Watched(100, 2)}
+    bench = Workbench(trainer, searching(metric="mail_accuracy"))
+    with bench.aside():
+        bench.make_engine(None)
+        found = bench.evaluate()
+    assert len(bench.sets.judging) == 84
+    assert "mail_accuracy" in found
+    assert "news_accuracy" not in found
+    assert bench.judged_on("mail_accuracy").data["num_examples"] == 84
+    with pytest.raises(
+        ValueError, match=r"evaluation sets 'news', 'mail', and .* PruningConfig\(metric='news_accuracy'\)"
+    ):
+        find_sets(trainer, searching(), Parts())
+    trainer.eval_dataset = {"mail": Watched(100, 2)}
+    assert len(find_sets(trainer, searching(), Parts()).judging) == 84
+
+
+def test_what_cannot_be_split_is_refused(trainer, make_bert):
+    trainer.eval_dataset = Stream()
+    with pytest.raises(CalibrationError, match="A Stream cannot be split"):
+        find_sets(trainer, searching(), Parts())
+    assert find_sets(trainer, searching(), Parts(calibration=Rows(8, 3))).judging is trainer.eval_dataset
+    trainer.eval_dataset = Rows(1, 3)
+    with pytest.raises(CalibrationError, match=r"has 1 examples?, which leaves none for judging"):
+        find_sets(trainer, searching(), Parts())
+
+
+def test_where_an_evaluator_judges_nothing_is_split_off_for_it(trainer):
+    trainer.evaluator = SimpleNamespace(primary_metric="cosine_accuracy")
+    sets = find_sets(trainer, searching(), Parts())
+    assert (len(sets.calibration), sets.judging) == (16, None)
+    assert len(find_sets(trainer, searching(metric="loss"), Parts()).judging) == 84
+    with pytest.raises(ValueError, match="An evaluator judges on data of its own"):
+        find_sets(trainer, searching(), Parts(judging=Rows(8, 3)))
+    trainer.eval_dataset = None
+    sets = find_sets(trainer, searching(), Parts())
+    assert (len(sets.calibration), sets.facts["calibration"]["source"]) == (16, "part of the training set")
+
+
+def test_answers_that_are_read_back_need_the_whole_set(trainer, make_bert, tmp_path):
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    trainer.model = BertForQuestionAnswering(BertConfig(vocab_size=99, **sizes))
+    with pytest.raises(
+        CalibrationError, match=r"answers are read back from the texts of the whole set\. Pass calibration="
+    ):
+        find_sets(trainer, searching(), Parts())
+    assert find_sets(trainer, searching(), Parts(calibration=Rows(8, 3))).judging is trainer.eval_dataset
+
+
+def test_a_metric_that_could_choose_only_by_what_judges_is_refused(trainer):
+    config = searching("metric_drop", metric="accuracy")
+    with pytest.raises(
+        CalibrationError, match="would choose by the very examples that judge, since the calibration data is"
+    ):
+        Workbench(trainer, config, Parts(choosing=Stream())).make_engine(None)
+
+
+def test_overlaps_are_refused_before_anything_is_measured(trainer, caplog):
+    data = trainer.eval_dataset
+    config = searching()
+    taken = Subset(data, find_sets(trainer, config, Parts()).judging.indices[:8])
+    with pytest.raises(CalibrationError, match="calibration and judging share 8 of 8"):
+        Workbench(trainer, config, Parts(calibration=taken)).make_engine(None)
+    trainer.train_dataset = Subset(data, range(50))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        check_sets(trainer, find_sets(trainer, config, Parts()), None)
+    assert "of the 84 examples that judge are also trained on" in caplog.text
+
+
+def test_a_run_goes_on_with_the_examples_that_it_began_with(trainer):
+    bench = Workbench(trainer, searching())
+    with bench.aside():
+        engine = bench.make_engine(None)
+        bench.evaluate()
+    record = engine.record
+    record.baseline, record.data["judging"] = Measurement(1, 1, 0.5), bench.judged_on("accuracy").data
+    same = find_sets(trainer, searching(), Parts())
+    check_same_examples(record, same)
+    assert indices(same.judging) == indices(bench.sets.judging)
+    trainer.eval_dataset = Rows(100, 1)  # the same rows in another object
+    check_same_examples(record, find_sets(trainer, searching(), Parts()))
+    for other in (Rows(99, 1), Rows(100, 2)):
+        trainer.eval_dataset = other
+        with pytest.raises(MPrunerError, match="verdicts of this run so far are of other examples"):
+            Workbench(trainer, searching()).make_engine(record)
+    trainer.eval_dataset = Rows(100, 1)
+    with pytest.raises(MPrunerError, match=r"seed: 0 \(now 1\)"):
+        check_same_examples(record, find_sets(trainer, searching(seed=1), Parts()))
+    with pytest.raises(MPrunerError, match=r"drawn from: 100 \(now None\)"):
+        check_same_examples(record, find_sets(trainer, comparing(), Parts()))
+
+
+def test_a_loader_that_the_trainer_keeps_is_not_mistaken_for_that_of_the_part(make_bert, tmp_path):
+    trainer = build_trainer(
+        make_bert(num_labels=2), tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True
+    )
+    whole = Rows(40, 1)
+    trainer.eval_dataset, trainer.compute_metrics = whole, lambda p: {**accuracy(p), "count": len(p.label_ids)}
+    bench = Workbench(trainer, searching())
+    assert trainer.evaluate()["eval_count"] == 40
+    with bench.aside():
+        assert bench.evaluate()["count"] == 32
+    assert trainer.evaluate()["eval_count"] == 40
