@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from ..errors import MPrunerError
@@ -92,7 +93,7 @@ def bound_drop(
         worse, better = differences.count(1), differences.count(-1)
         counts = {"worse": worse, "better": better, "same": len(differences) - worse - better}
         test = PairedTest(len(differences), worse, better, level)
-        p_value, upper, method = test.p_value(max_drop), test.upper(max_drop), "exact paired test"
+        (p_value, upper), method = test.bound(max_drop), "exact paired test"
     elif before.kind == "values":
         check_outcomes(before, max_drop=max_drop, level=level)
         upper, method = mean_at_most(differences, before.weights, level, _span(before, after, greater_is_better))
@@ -128,6 +129,7 @@ def _needed(drop: float, upper: float, max_drop: float, num: int) -> int | None:
     return math.ceil(num * (distance / wanted) ** 2) if wanted > 0 and distance > 0 else None
 
 
+@lru_cache(maxsize=64)
 def smallest_sample(max_drop: float, level: float) -> int:
     """Fewest examples with 0/1 outcomes on which a cut that changes no outcome is shown to lose at most `max_drop`.
 
@@ -139,14 +141,16 @@ def smallest_sample(max_drop: float, level: float) -> int:
         ValueError: for values outside their ranges.
 
     Example:
-        >>> smallest_sample(0.01, 0.05) > 300
-        True
+        >>> smallest_sample(0.01, 0.05)
+        300
     """
     if not max_drop > 0 or not 0 < level < 1:
         raise ValueError(f"max_drop={max_drop!r} must be above 0, level={level!r} between 0 and 1.")
-    low, high = 0, 1
+    # fewer would leave the share of changed outcomes alone above the level
+    low = max(math.floor(math.log(level) / math.log1p(-max_drop)) - 1, 0) if max_drop < 1 else 0
+    high = low + low // 16 + 2
     while not PairedTest(high, 0, 0, level).rejects(max_drop):
-        low, high = high, 2 * high
+        low, high = high, 2 * high - low
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if PairedTest(middle, 0, 0, level).rejects(max_drop) else (middle, high)
