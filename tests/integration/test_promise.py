@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback
+from transformers import BertForSequenceClassification, EarlyStoppingCallback
 
 import resume_kit
+from cycles_kit import Maker, prune, save_bert
 from hf_mpruner.engine import PruningEngine
 from hf_mpruner.errors import MPrunerError
 from hf_mpruner.guarantee import TestLevels
@@ -229,3 +230,22 @@ def test_too_few_examples_are_told_and_nothing_is_kept(monkeypatch, make_bert, t
 def test_the_uncut_models_outcomes_are_in_the_checkpoint(whole):
     _, run = whole
     assert run.record["baseline"]["outcomes"]["values"].count("1") == RIGHT
+
+
+def test_in_cycles_the_model_on_the_disk_is_the_one_that_was_judged(monkeypatch, tmp_path):
+    watch = Watch(monkeypatch, ONE_PASSES)
+    source = save_bert(tmp_path / "source")
+    maker = Maker(tmp_path / "training", watch.metric, **ENOUGH)
+    report = prune(maker, source, tmp_path / "out", **PROMISE)
+    record = report.record
+    assert [round_.verdict for round_ in record.rounds] == ["rejected", "accepted", "rejected"]
+    assert record.verdicts == [False, True, False]
+    levels = TestLevels(1 - 0.95, 3)
+    assert [round_.level for round_ in record.rounds] == [levels.next(record.verdicts[:i]) for i in range(3)]
+    kept = BertForSequenceClassification.from_pretrained(tmp_path / "out" / "model")
+    assert torch.equal(logits(kept), watch.judged[2])
+    judged = len(watch.judged)
+    again = prune(maker, source, tmp_path / "out", **PROMISE)  # it is over, and nothing is judged anew
+    assert (again.record.verdicts, len(watch.judged)) == (record.verdicts, judged)
+    with pytest.raises(MPrunerError, match=r"confidence=0.95 \(now 0.9\)"):
+        prune(maker, source, tmp_path / "out", **{**PROMISE, "confidence": 0.9})

@@ -22,10 +22,13 @@ from hf_mpruner.runtime import check_wrapped
 from hf_mpruner.runtime.processes import weight_sums
 from hf_mpruner.subject import trained_model
 from hf_mpruner.tracking import log_figures
+from hf_mpruner.watching import uncut_outcomes
 from hf_mpruner.workbench import Workbench
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from hf_mpruner.guarantee import Outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +264,22 @@ def evaluate(bench: Workbench) -> dict[str, float]:
             return bench.evaluate()
     finally:
         bench.trainer.is_in_train = False
+
+
+def outcomes(bench: Workbench | None, metric: str, record: PruningRecord) -> Outcomes:
+    """What the last evaluation's metric is made of, of the same kind as that of the uncut model.
+
+    Args:
+        bench (`Workbench`, *optional*): that evaluated.
+        metric (`str`): its name.
+        record (`PruningRecord`): of the run.
+
+    Raises:
+        MPrunerError: if the metric has no outcomes, or nothing was evaluated.
+    """
+    if bench is None:
+        raise MPrunerError("No Trainer is there whose evaluation could be looked at.")
+    return bench.outcomes(metric, uncut_outcomes(record))
 
 
 def announce(trainer: Trainer, record: PruningRecord) -> None:

@@ -23,6 +23,7 @@ from hf_mpruner.cycles.fresh import (
     find_difference,
     freeze_beside_cut,
     is_partitioned,
+    outcomes,
     release,
     train,
 )
@@ -326,6 +327,7 @@ class Cycles:
                 trains=False,
                 snapshot_directory=self.ledger.folder,
                 metric_hint=lambda: self._hint,
+                take_outcomes=lambda metric: outcomes(self._bench, metric, self.engine.record),
                 judged_on=lambda metric: Judged({}) if self._bench is None else self._bench.judged_on(metric),
                 verify_inputs=self._plain.first,
                 time_forward=self._plain.time_forward,
