@@ -24,11 +24,16 @@ def test_the_table_is_there():
 @pytest.mark.parametrize(("drop", "numbers"), [(float(row[0]), row[1:]) for row in ROWS])
 def test_the_smallest_sets_are_those_of_the_first_test(drop, numbers):
     for confidence, told in zip((0.9, 0.95, 0.99), numbers, strict=True):
-        config = PruningConfig(confidence=confidence, max_metric_drop=drop)
-        level = TestLevels(1 - confidence, num_branches(config, PruningRecord({"layers": 12}))).next([])
-        number = int(told.replace(",", ""))
-        assert smallest_sample(drop, level) == number
-        for examples, passes in ((number - 1, False), (number, True)):
-            ones = Outcomes("binary", (1.0,) * examples, 1.0, examples)
-            bound = bound_drop(ones, ones, greater_is_better=True, max_drop=drop, level=level)
-            assert bound.holds == passes
+        assert smallest_sample(drop, first_level(confidence, drop)) == int(told.replace(",", ""))
+
+
+@pytest.mark.parametrize(("examples", "passes"), [(516, False), (517, True)])
+def test_a_cut_that_changes_nothing_passes_from_there_on(examples, passes):
+    ones = Outcomes("binary", (1.0,) * examples, 1.0, examples)
+    level = first_level(0.95, 0.01)
+    assert bound_drop(ones, ones, greater_is_better=True, max_drop=0.01, level=level).holds == passes
+
+
+def first_level(confidence, drop):
+    config = PruningConfig(confidence=confidence, max_metric_drop=drop)
+    return TestLevels(1 - confidence, num_branches(config, PruningRecord({"layers": 12}))).next([])
