@@ -48,15 +48,20 @@ PLAIN = "plain forward"
 
 @torch.no_grad()
 def run_plain(model: nn.Module, batches: list[Batch]) -> None:
-    """The forward passes alone."""
+    """The forward passes alone, of batches that come from a loader."""
     for batch in batches:
-        model(**batch)
+        model(**on_device(model, batch))
+
+
+def on_device(model: nn.Module, batch: Batch) -> Batch:
+    """The batch where the model is."""
+    return {name: value.to(model.device) for name, value in batch.items()}
 
 
 @torch.no_grad()
 def papers_loop(model: nn.Module, batch: Batch) -> Tensor:
     """Equations 1-5 of MPruner as they stand, an example and a pair at a time (biased, a mean of CKA values)."""
-    states = model(**batch, output_hidden_states=True).hidden_states[1:]
+    states = model(**on_device(model, batch), output_hidden_states=True).hidden_states[1:]
     values = torch.zeros(len(states), len(states))
 
     def hsic(x: Tensor, y: Tensor) -> Tensor:
@@ -186,10 +191,7 @@ def main() -> None:
     results = Results(__doc__, parser)
     args = results.args
     model, stack = model_of(args)
-    batches = [
-        {name: value.to(args.device) for name, value in batch.items()}
-        for batch in batches_of(args, args.batches, args.padding)
-    ]
+    batches = batches_of(args, args.batches, args.padding)
     results.note(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     clock, inside = HookClock(), dict[str, list[float]]()
 
@@ -208,7 +210,9 @@ def main() -> None:
         results.ratio(f"ours, {name}, by hooks", ratio(ratios[1:] or ratios, [1.0] * len(ratios[1:] or ratios)))
     if args.repeats_others and not args.padding:
         one = batches[:1]
-        others = other_libraries(model, one[0], [f"{stack.path}.{i}" for i in range(args.layers)], args.device)
+        others = other_libraries(
+            model, on_device(model, one[0]), [f"{stack.path}.{i}" for i in range(args.layers)], args.device
+        )
         for library in ("torch-cka", "ckatorch"):
             if any(name.startswith(library) for name in others):
                 results.add_versions(**{library: importlib.metadata.version(library)})

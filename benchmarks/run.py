@@ -58,8 +58,9 @@ def run(name: str, words: list[str], folder: Path, limit: float) -> str | None:
 
 def page(folder: Path) -> str:
     """The results of a folder in Markdown: all ratios first, then each benchmark's tables."""
-    found = {name: folder / f"{name}.json" for name in BENCHMARKS}
-    results = [read(path) for path in found.values() if path.is_file()]
+    order = {name: number for number, name in enumerate(BENCHMARKS)}
+    found = sorted(folder.glob("*.json"), key=lambda path: (order.get(path.stem, len(order)), path.stem))
+    results = [read(path) | {"benchmark": path.stem} for path in found]
     lines = [
         "# Results of the benchmarks",
         "",

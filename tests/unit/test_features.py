@@ -19,7 +19,7 @@ from hf_mpruner.architectures.stack import BlockStack, ConfigField
 from hf_mpruner.errors import CalibrationError, PlanMismatchError
 from hf_mpruner.features import measure_similarity, padding_mask
 from hf_mpruner.features.rows import build_rows, lay_out
-from hf_mpruner.similarity import SimilarityAccumulator, SimilarityProtocol, centred_gram, hsic, linear_cka
+from hf_mpruner.similarity import SimilarityAccumulator, SimilarityProtocol, centred_gram, gram, linear_cka
 
 Batch = dict[str, Tensor]
 PER_SENTENCE = {"rows": "tokens", "token_groups": "example"}
@@ -131,7 +131,7 @@ def test_sentences_are_measured_as_if_each_came_alone(estimator: str, average: s
 def test_one_row_an_example(
     rows: str, reduce: Callable[[Tensor], Tensor], side: str, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hsic, "_PART", {"cpu": part})  # values that are worked on at a time
+    monkeypatch.setattr(gram, "_PART", {"cpu": part})  # values that are worked on at a time
     if (rows, side) == ("examples", "left"):
         reduce = lambda x: nn.functional.pad(x, (0, 0, 9 - len(x), 0)).flatten()  # noqa: E731
     sentences, model = make_sentences([5, 9, 4, 7, 9, 6]), Toy()
@@ -318,7 +318,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("rows", ["examples", "mean", "first"])
 @pytest.mark.parametrize("padded", [True, False])
 def test_no_second_copy_of_an_output_is_made(rows: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hsic, "_PART", {"cpu": 256})
+    monkeypatch.setattr(gram, "_PART", {"cpu": 256})
     hidden, mask = torch.randn(6, 500, 16, dtype=torch.float16), torch.ones(6, 500, dtype=torch.bool)
     mask[0, 5 if padded else 500 :] = False
     protocol = SimilarityProtocol(rows=rows)

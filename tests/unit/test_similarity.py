@@ -13,11 +13,14 @@ from hf_mpruner.similarity import (
     PROTOCOLS,
     SimilarityAccumulator,
     SimilarityProtocol,
+    centre_grams,
     centred_gram,
     feature_space_hsic,
+    gram,
     gram_hsic,
     hsic,
     linear_cka,
+    multiply_rows,
 )
 
 ESTIMATORS = ["unbiased", "biased"]
@@ -149,7 +152,7 @@ def test_feature_space_gives_the_same_numbers_as_gram_matrices(rows: int, estima
 def test_both_roads_in_feature_space_give_the_same_numbers(
     rows: int, part: int, estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hsic, "_PART", {"cpu": part})
+    monkeypatch.setattr(gram, "_PART", {"cpu": part})
     layers = related(rows, (12, 9, 15))
     both = []
     for road in (hsic._cross_energy_by_pairs, hsic._cross_energy_by_grams):
@@ -172,12 +175,34 @@ def test_many_layers_are_not_compared_product_by_product(monkeypatch: pytest.Mon
 def test_columns_in_parts_give_the_same_gram(part: int, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, mask = normal(3, 6, 50) + 5, torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) < 0.8
     expected = [centred_gram(x, None, estimator), centred_gram(x, mask, estimator)]
-    monkeypatch.setattr(hsic, "_PART", {"cpu": part})
+    monkeypatch.setattr(gram, "_PART", {"cpu": part})
     assert torch.allclose(centred_gram(x, None, estimator), expected[0], atol=1e-9)
     assert torch.allclose(centred_gram(x, mask, estimator), expected[1], atol=1e-9)
     assert torch.allclose(centred_gram(iter(x.split(7, 2)), mask, estimator), expected[1], atol=1e-9)
     constant = torch.cat([torch.full((1, 6, 50), 1 / 3), x[1:2]]).float()
     assert centred_gram(constant, None, estimator).any(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("columns", [2048, 2500])
+def test_products_in_strips_are_the_products(columns: int) -> None:
+    x = normal(1, 5, columns)
+    assert torch.allclose(gram._products_in_strips(x), x @ x.transpose(1, 2), rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_layers_that_are_centred_together_are_centred_alike(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [normal(2, 7, 5, seed=seed) for seed in range(3)]
+    layers[1][0] = 1 / 3  # a constant group
+    mask = torch.tensor([[True, False, True, True, True, False, True], [True] * 7])
+    for row_mask in (None, mask):
+        grams = [multiply_rows(x, row_mask) for x in layers]
+        together = centre_grams(grams, row_mask, estimator)
+        assert all(
+            torch.equal(one, centred_gram(x, row_mask, estimator)) for one, x in zip(together, layers, strict=True)
+        )
+        monkeypatch.setattr(gram, "_SMALL", 0)
+        assert all(map(torch.equal, centre_grams(grams, row_mask, estimator), together))
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

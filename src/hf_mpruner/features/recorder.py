@@ -1,14 +1,14 @@
 """`StackRecorder`: the hooks on one stack.
 
-A hook reduces the output of its block to the rows that count and to their centred Gram matrix at once; when the forward
-pass ends, one product compares all layers and the Gram matrices are dropped. Memory does not grow with the data.
+A hook reduces the output of its block to the rows that count and to their Gram matrix at once; when the forward pass ends,
+they are centred, one product compares all layers, and the Gram matrices are dropped. Memory does not grow with the data.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,13 @@ from hf_mpruner.architectures.stack import BlockStack
 from hf_mpruner.errors import CalibrationError, PlanMismatchError
 from hf_mpruner.features.rows import RowLayout, build_rows, fit_mask, hidden_states, lay_out
 from hf_mpruner.runtime import Runtime
-from hf_mpruner.similarity import SimilarityAccumulator, SimilarityMatrix, SimilarityProtocol, centred_gram
+from hf_mpruner.similarity import (
+    SimilarityAccumulator,
+    SimilarityMatrix,
+    SimilarityProtocol,
+    centre_grams,
+    multiply_rows,
+)
 
 
 class StackRecorder:
@@ -34,7 +40,8 @@ class StackRecorder:
         self._accumulator = SimilarityAccumulator(stack.depth, protocol, names, null_seed)
         self._padding: Tensor | None = None
         self._layout: RowLayout | None = None
-        self._outputs: dict[int, Tensor] = {}
+        self._row_mask: Tensor | None = None
+        self._outputs: dict[int, Any] = {}  # rows where all are pooled, else a Gram
 
     def attach(self, undo: ExitStack) -> None:
         """Hook every block until `undo` closes."""
@@ -47,7 +54,7 @@ class StackRecorder:
 
     def begin(self, padding: Tensor | None) -> None:
         """Start a batch."""
-        self._padding, self._layout = padding, None
+        self._padding, self._layout, self._row_mask = padding, None, None
         self._outputs.clear()
 
     def end(self) -> None:
@@ -69,8 +76,8 @@ class StackRecorder:
         if self.protocol.is_pooled:
             self._accumulator.update(outputs, weights=layout.weights)
         else:
-            mask = layout.mask if self.protocol.is_per_example else None
-            self._accumulator.update_grams(outputs, layout.num_rows, layout.weights, mask)
+            grams = centre_grams(outputs, self._row_mask, self.protocol.estimator)
+            self._accumulator.update_grams(grams, layout.num_rows, layout.weights, self._row_mask)
 
     @property
     def num_groups(self) -> int:
@@ -151,9 +158,9 @@ class StackRecorder:
             hidden = hidden.flatten(2).transpose(1, 2)
         rows, mask = build_rows(hidden, self._layout, self.protocol)
         if self.protocol.is_pooled:
-            self._outputs[index] = cast("Tensor", rows)
+            self._outputs[index] = rows
         else:
-            self._outputs[index] = centred_gram(rows, mask, self.protocol.estimator)
+            self._outputs[index], self._row_mask = multiply_rows(rows, mask), mask
 
 
 def _blocks_of(model: nn.Module, stack: BlockStack) -> list[nn.Module]:

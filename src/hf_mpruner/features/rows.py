@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.similarity import SimilarityProtocol
-from hf_mpruner.similarity.hsic import part_width
+from hf_mpruner.similarity.gram import part_width
 
 
 def padding_mask(model: nn.Module, path: str, batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -98,7 +98,7 @@ def build_rows(
 ) -> tuple[Tensor | Iterable[Tensor], Tensor | None]:
     """Rows (and, for tokens of each example, their mask) out of block outputs (batch, positions, features).
 
-    Rows may come in parts, as `centred_gram` takes them, where they would be a second copy of the output.
+    Rows may come in parts, as `multiply_rows` takes them, where they would be a second copy of the output.
     """
     # blocks may lie on other devices than the first one
     mask = None if layout.mask is None else layout.mask.to(hidden.device)

@@ -13,30 +13,37 @@ from hf_mpruner.similarity.sampling import MIN_GROUPS, Sampling
 
 if TYPE_CHECKING:
     from hf_mpruner.similarity.accumulator import SimilarityAccumulator
-    from hf_mpruner.similarity.hsic import centred_gram, feature_space_hsic, gram_hsic, linear_cka
+    from hf_mpruner.similarity.gram import Gram, centre_grams, centred_gram, multiply_rows
+    from hf_mpruner.similarity.hsic import feature_space_hsic, gram_hsic, linear_cka
     from hf_mpruner.similarity.matrix import SimilarityMatrix
 
 __all__ = [
     "MIN_GROUPS",
     "MIN_ROWS",
     "PROTOCOLS",
+    "Gram",
     "Sampling",
     "SimilarityAccumulator",
     "SimilarityMatrix",
     "SimilarityProtocol",
+    "centre_grams",
     "centred_gram",
     "feature_space_hsic",
     "gram_hsic",
     "linear_cka",
+    "multiply_rows",
 ]
 
 _MODULE_OF = {
+    "Gram": "gram",
     "SimilarityAccumulator": "accumulator",
     "SimilarityMatrix": "matrix",
-    "centred_gram": "hsic",
+    "centre_grams": "gram",
+    "centred_gram": "gram",
     "feature_space_hsic": "hsic",
     "gram_hsic": "hsic",
     "linear_cka": "hsic",
+    "multiply_rows": "gram",
 }
 
 

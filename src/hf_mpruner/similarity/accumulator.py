@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_mpruner.errors import CalibrationError
-from hf_mpruner.similarity.hsic import centred_gram, gram_hsic, hsic_of_features, too_few_rows
+from hf_mpruner.similarity.gram import centre_grams, multiply_rows
+from hf_mpruner.similarity.hsic import gram_hsic, hsic_of_features, too_few_rows
 from hf_mpruner.similarity.matrix import SimilarityMatrix
 from hf_mpruner.similarity.null import CalibratedSimilarity, calibrate, null_moments, other_order, reorder_grams
 from hf_mpruner.similarity.protocol import SimilarityProtocol
@@ -101,7 +102,8 @@ class SimilarityAccumulator:
             weights = torch.ones(len(num_rows)) if grouped else num_rows
         estimator = self.protocol.estimator
         if grouped:
-            self._add_grams([centred_gram(x, row_mask, estimator) for x in features], num_rows, weights, row_mask)
+            grams = centre_grams([multiply_rows(x, row_mask) for x in features], row_mask, estimator)
+            self._add_grams(grams, num_rows, weights, row_mask)
         elif self._null:
             order = other_order(torch.ones(1, len(features[0]), dtype=torch.bool), self._orders)[0]
             count = self.num_layers
@@ -121,7 +123,7 @@ class SimilarityAccumulator:
         """Add one batch of Gram matrices, for callers that do not want to hold features.
 
         Args:
-            grams (`Sequence[torch.Tensor]`): per layer `(groups, rows * rows)` from `centred_gram`.
+            grams (`Sequence[torch.Tensor]`): per layer `(groups, rows * rows)` from `centre_grams`.
             num_rows (`torch.Tensor` of shape `(groups,)`): rows that count in each group.
             weights (`Sequence[float]` of length `groups`): examples each group stands for.
             row_mask (`torch.Tensor` of shape `(groups, rows)`, *optional*): True at rows that count; by default all do.
