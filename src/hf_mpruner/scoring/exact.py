@@ -71,10 +71,24 @@ def entity_scores(predictions: Sequence[Sequence[str]], references: Sequence[Seq
         >>> entity_scores([["B-PER", "O", "B-LOC"]], [["B-PER", "O", "O"]])["precision"]
         0.5
     """
-    hits = found = wanted = 0
+    return scores_of_counts(*entity_counts(predictions, references).sum(axis=0).tolist())
+
+
+def entity_counts(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Entities of each sentence: found rightly, found, and there.
+
+    Returns:
+        `np.ndarray` of shape `(num_sentences, 3)`, of integers.
+    """
+    counts = []
     for said, right in zip(predictions, references, strict=True):
         one, other = find_entities(said), find_entities(right)
-        hits, found, wanted = hits + len(one & other), found + len(one), wanted + len(other)
+        counts.append((len(one & other), len(one), len(other)))
+    return np.array(counts, dtype=int).reshape(-1, 3)
+
+
+def scores_of_counts(hits: int, found: int, wanted: int) -> dict[str, float]:
+    """Precision, recall and F1 of entities that were counted; 0 where there are none."""
     return {
         "f1": 2 * hits / (found + wanted) if found + wanted else 0.0,
         "precision": hits / found if found else 0.0,

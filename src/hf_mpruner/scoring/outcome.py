@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .exact import accuracy, answer_scores, entity_scores, f1_macro, has_entities
+from .exact import accuracy, answer_scores, entity_counts, f1_macro, has_entities, scores_of_counts
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
@@ -117,15 +117,23 @@ class Tags(Outcome):
         self._said, self._labels = said, labels
         self.predictions = [row[kept] for row, kept in zip(said, keep, strict=True)]
         self.references = [row[kept] for row, kept in zip(labels, keep, strict=True)]
+        self._counts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def pick(self, said: np.ndarray, right: np.ndarray) -> Tags:
-        """Tags of some sentences."""
+        """Tags of some sentences; entities of their own are counted once for all picks."""
         part = copy.copy(self)
         part._keep_words(self._said[said], self._labels[right])
+        if has_entities(self.names) and np.array_equal(said, right):
+            part._counts = self._entities()[said]
         return part
+
+    def _entities(self) -> np.ndarray:
+        if self._counts is None:
+            self._counts = entity_counts(self._words(self.predictions), self._words(self.references))
+        return self._counts
 
     def own_metrics(self) -> dict[str, float]:
         """Accuracy over words; over whole entities F1, precision and recall, if tags mark entities, else macro F1."""
@@ -133,7 +141,7 @@ class Tags(Outcome):
         values = {"accuracy": accuracy(one, other)}
         if not has_entities(self.names):
             return {**values, "f1_macro": f1_macro(one, other)}
-        return {**values, **entity_scores(self._words(self.predictions), self._words(self.references))}
+        return {**values, **scores_of_counts(*self._entities().sum(axis=0).tolist())}
 
     def fitted(self, said: Any, right: Any) -> tuple[list[Any], list[Any]]:
         """A list for each sentence where the metric takes lists, else all words in one."""
