@@ -20,7 +20,9 @@ import torch
 from torch import distributed
 from transformers import BertConfig, BertForSequenceClassification
 
-from trainer_kit import STACK, add, build_trainer
+from hf_mpruner import PruningConfig
+from hf_mpruner.workbench import Workbench
+from trainer_kit import STACK, Rows, add, build_trainer
 
 TESTS = Path(__file__).parent
 SCRIPTS = TESTS / "distributed" / "scripts"
@@ -165,6 +167,24 @@ def facts(trainer, callback):
         "wrapper": type(trainer.model_wrapped).__name__,
         "evaluations": sum("eval_loss" in entry for entry in trainer.state.log_history),
     }
+
+
+def taken_outcomes(folder, rows):
+    """What an evaluation on so many rows is made of, for metrics of each kind, as JSON."""
+
+    def values(prediction):
+        said, right = prediction.predictions.argmax(-1), prediction.label_ids
+        both = ((said == 1) & (right == 1)).sum()
+        f1 = 2 * both / max((said == 1).sum() + (right == 1).sum(), 1)
+        return {"accuracy": float((said == right).mean()), "f1": float(f1)}
+
+    trainer = build_trainer(bert(), folder, values, average_tokens_across_devices=False)
+    trainer.eval_dataset = Rows(rows, 1)
+    bench, found = Workbench(trainer, PruningConfig(max_metric_drop=0.1, confidence=0.95)), {}
+    for metric in ("accuracy", "f1", "loss", "perplexity"):
+        bench.evaluate()
+        found[metric] = bench.outcomes(metric).to_dict()
+    return found
 
 
 def life(folder, metric, *, ranks=1, checkpoint=None, train=True):
