@@ -21,6 +21,7 @@ from torch import distributed
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_mpruner import PruningConfig
+from hf_mpruner.sets import Sets
 from hf_mpruner.workbench import Workbench
 from trainer_kit import STACK, Rows, add, build_trainer
 
@@ -181,6 +182,7 @@ def taken_outcomes(folder, rows):
     trainer = build_trainer(bert(), folder, values, average_tokens_across_devices=False)
     trainer.eval_dataset = Rows(rows, 1)
     bench, found = Workbench(trainer, PruningConfig(max_metric_drop=0.1, confidence=0.95)), {}
+    bench.sets = Sets()  # what judges is all of the evaluation set
     for metric in ("accuracy", "f1", "loss", "perplexity"):
         bench.evaluate()
         found[metric] = bench.outcomes(metric).to_dict()

@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from hf_mpruner import PruningConfig, prune_
 from hf_mpruner.errors import MPrunerError
+from hf_mpruner.sets import Sets
 from hf_mpruner.watching import TrainerEvaluation
 from hf_mpruner.workbench import Workbench
 from trainer_kit import Rows, build_trainer, everything
@@ -26,8 +27,10 @@ def f1(prediction):
 
 
 def bench_of(trainer, confidence=0.95):
-    config = PruningConfig(confidence=confidence, max_metric_drop=0.1)
-    return Workbench(trainer, config)
+    """What judges is all of the evaluation set."""
+    bench = Workbench(trainer, PruningConfig(confidence=confidence, max_metric_drop=0.1))
+    bench.sets = Sets()
+    return bench
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 import criteria_kit  # noqa: F401 - registers criteria
-from hf_mpruner import errors, find_block_stacks, measure_similarity
+from hf_mpruner import PruningConfig, errors, find_block_stacks, measure_similarity
+from hf_mpruner.sets import Sets
 from hf_mpruner.subject import find_pretrained, trained_whole
+from hf_mpruner.workbench import Workbench
 from resume_kit import copy_checkpoints
 from text_kit import lines, make_tokenizer
 from trainer_kit import Spy, assert_same, everything
@@ -429,3 +431,20 @@ def test_a_criterion_measures_the_loss_around_the_model(bert, tmp_path):
     assert scores["scores"][STACK]["details"]["loss"] == pytest.approx(wanted, rel=1e-5)
     assert scores["cost"]["forward_passes"] == 1.0
     assert callback.record.stopped == "target reached"
+
+
+def test_an_evaluator_has_no_outcomes_and_the_loss_has(tmp_path):
+    bert = save_bert(tmp_path / "bert")
+    trainer = build(
+        make_model(bert), tmp_path / "run", evaluator=Scripted(0.5), eval_dataset=pairs(), num_train_epochs=1
+    )
+    callback = add(trainer, calibration=pairs(), max_metric_drop=0.1, confidence=0.9)
+    with pytest.raises(errors.MPrunerError, match=r"quality comes from an evaluator \(Scripted\).* metric='loss'"):
+        trainer.train()
+    assert callback.record is None or not callback.record.rounds
+    assert trainer.state.global_step == 0
+    trainer = build(make_model(bert), tmp_path / "run", eval_dataset=pairs(), per_device_eval_batch_size=3)
+    bench = Workbench(trainer, PruningConfig(metric="loss", max_metric_drop=0.1, confidence=0.9))
+    bench.sets = Sets()  # what judges is all of the evaluation set
+    metrics = bench.evaluate()
+    assert bench.outcomes("loss").value == metrics["loss"]

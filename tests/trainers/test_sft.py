@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import criteria_kit  # noqa: F401 - registers criteria
-from hf_mpruner import LayerPruningCallback, PruningConfig
+from hf_mpruner import LayerPruningCallback, PruningConfig, errors
 from hf_mpruner.distil import DistilledLoss
+from hf_mpruner.sets import Sets
 from hf_mpruner.trainers import unflatten
+from hf_mpruner.workbench import Workbench
 from resume_kit import copy_checkpoints
 from text_kit import lines, make_tokenizer
 from trainer_kit import Spy, assert_same, everything
@@ -241,3 +244,17 @@ def test_a_criterion_measures_the_loss_that_the_trainer_computes(tokenizer, tmp_
     assert scores["scores"][STACK]["details"]["loss"] == pytest.approx(wanted, rel=1e-3)  # bf16
     assert scores["cost"]["forward_passes"] == 1.0
     assert len(trainer.model.model.layers) == 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_its_loss_has_outcomes_and_what_it_adds_itself_has_none(tokenizer, tmp_path, packed):
+    trainer = build(tokenizer, tmp_path, packing=packed, max_length=24, per_device_eval_batch_size=3)
+    bench = Workbench(trainer, PruningConfig(metric="loss", max_metric_drop=0.1, confidence=0.95))
+    bench.sets = Sets()  # what judges is all of the evaluation set
+    metrics = bench.evaluate()
+    outcomes = bench.outcomes("loss")
+    assert outcomes.value == metrics["loss"] == pytest.approx(np.average(outcomes.values, weights=outcomes.weights))
+    assert sum(outcomes.weights) == len(trainer.eval_dataset) == outcomes.num_examples
+    bench.evaluate()
+    with pytest.raises(errors.MPrunerError, match="mean_token_accuracy comes from the Trainer itself"):
+        bench.outcomes("mean_token_accuracy")

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from hf_mpruner.data import Columns, calibration_loader
-from hf_mpruner.scoring import load_metrics
+from hf_mpruner.scoring import find_outcomes, load_metrics
+from hf_mpruner.scoring.exact import answer_scores
 from hf_mpruner.tasks import Settings, find_task
 from hf_mpruner.tasks.answers import likeliest_spans
 from hf_mpruner.tasks.choice import TASKS
@@ -165,6 +166,23 @@ def test_where_all_questions_have_answers_none_is_left_without(tokenizer):
     logits = np.zeros((2, 32))
     logits[:, 0] = 9.0
     assert all(judge.read_answers(logits, logits))
+
+
+def test_outcomes_are_of_questions_and_not_of_their_windows(tokenizer):
+    judge = prepared("question-answering", long_rows() * 5, tokenizer, "judge", max_length=32)
+    scorer = TASKS["question-answering"]().make_scorer(model_like(), tokenizer, judge)
+    width = max(len(example["input_ids"]) for example in judge)
+    prediction = EvalPrediction(tuple(np.random.default_rng(0).normal(size=(2, len(judge), width))), None)
+    whole = scorer(prediction)
+    said = judge.read_answers(*prediction.predictions)
+    for metric, kind in (("f1", "values"), ("exact_match", "binary")):
+        outcomes = find_outcomes(scorer.scored(prediction, metric), metric, whole[metric])
+        assert (outcomes.kind, outcomes.num_examples) == (kind, 20)
+        pairs = zip(said, judge.wanted, strict=True)
+        assert outcomes.values == pytest.approx(
+            [answer_scores([one], [right["text"]])[metric] for one, right in pairs]
+        )
+        assert len(set(outcomes.values)) >= 2
 
 
 def test_training_windows_hold_nothing_else(tokenizer):
