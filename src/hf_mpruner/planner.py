@@ -235,7 +235,7 @@ class RoundPlanner:
         record.target = target.to_dict()
         self._quota.settle(target.num_layers)
         if self.search is not None:  # it ends where the model is small enough
-            self.search = LayerSearch.begin(self._quota, stacks, held, self.config.max_rounds)
+            self.search = LayerSearch.begin(self._quota, stacks, held, self.config.max_rounds, record)
             record.search = self.search.bounds.to_dict()
 
     def reached(self, record: PruningRecord) -> bool:

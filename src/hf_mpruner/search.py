@@ -57,20 +57,21 @@ class SearchBounds:
     num_branches: int
 
     @classmethod
-    def of(cls, numbers: Sequence[int], max_rounds: int | None = None) -> SearchBounds:
+    def of(cls, numbers: Sequence[int], max_rounds: int | None = None, spent: int = 0) -> SearchBounds:
         """The bounds of a search through some numbers of layers.
 
         Args:
             numbers (sequence of `int`): ascending, without 0.
             max_rounds (`int`, *optional*): rounds after which the run stops anyway.
+            spent (`int`): candidates that were trained and judged before it.
 
         Example:
             >>> SearchBounds.of(range(1, 12))
             SearchBounds(numbers=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), most_recoveries=6, num_branches=3)
         """
         recoveries, rejections = _worst(len(numbers), 0)
-        most = recoveries if max_rounds is None else min(recoveries, max_rounds)
-        return cls(tuple(numbers), most, rejections + 1)
+        most = spent + recoveries
+        return cls(tuple(numbers), most if max_rounds is None else min(most, max_rounds), rejections + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -99,17 +100,25 @@ class LayerSearch:
 
     @classmethod
     def begin(
-        cls, quota: Quota, stacks: Sequence[BlockStack], held: Mapping[str, set[int]], max_rounds: int | None = None
+        cls,
+        quota: Quota,
+        stacks: Sequence[BlockStack],
+        held: Mapping[str, set[int]],
+        max_rounds: int | None = None,
+        record: PruningRecord | None = None,
     ) -> LayerSearch:
-        """The search of a run that begins.
+        """The search of a run that begins, or whose limits have changed.
 
         Args:
             quota (`Quota`): how many layers may go.
-            stacks (`Sequence[BlockStack]`): of the uncut model.
+            stacks (`Sequence[BlockStack]`): of the model as it is.
             held (`Mapping[str, set[int]]`): for each of them the layers that stay, besides pinned ones.
             max_rounds (`int`, *optional*): rounds after which the run stops anyway.
+            record (`PruningRecord`, *optional*): the run so far; by default nothing was cut.
         """
-        return cls(quota, SearchBounds.of(possible_totals(quota.possible(stacks, held)), max_rounds))
+        standing = Standing() if record is None else stand(record)
+        numbers = [standing.removed + number for number in possible_totals(quota.possible(stacks, held))]
+        return cls(quota, SearchBounds.of(numbers, max_rounds, standing.num_recoveries))
 
     @classmethod
     def resume(cls, quota: Quota, record: PruningRecord) -> LayerSearch:

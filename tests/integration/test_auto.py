@@ -9,8 +9,10 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from custom_kit import CUSTOM_STACK, make_custom
+from cycles_kit import Maker, prune, save_bert
 from hf_mpruner import PruningConfig, prune_
-from hf_mpruner.search import most_recoveries, stand
+from hf_mpruner.guarantee import TestLevels
+from hf_mpruner.search import most_recoveries, num_branches, stand
 from resume_kit import assert_resumes, lived, pending_at
 from trainer_kit import STACK, Rows, Scripted, add, build_trainer
 
@@ -161,6 +163,32 @@ def test_a_run_that_is_interrupted_in_its_search_ends_as_one_that_never_was(tmp_
     assert pending_at(tmp_path / "whole", step)
     _, callback = assert_resumes(make_bert, run, tmp_path / "resumed", step, **settings)
     assert removed_in(callback.record) == [1, 3, 2]
+
+
+def test_the_promise_of_a_search_is_paid_by_levels_that_were_fixed_before(tmp_path, make_bert):
+    trainer = build_trainer(make_bert(6, num_labels=2), tmp_path, num_train_epochs=5)
+    trainer.eval_dataset = Rows(120, 3)
+    callback = add(trainer, **{**AUTO, "confidence": 0.9, "max_metric_drop": 0.9})
+    trainer.train()
+    record = callback.record
+    assert record.promise["num_branches"] == record.search["num_branches"] == num_branches(5)
+    levels = TestLevels(0.1, num_branches(5))
+    tested = [round_ for round_ in record.rounds if round_.was_tested]
+    assert [round_.level for round_ in tested] == pytest.approx(
+        [levels.next(record.verdicts[:place]) for place in range(len(tested))]
+    )
+    assert removed_in(record)[:2] == [1, 3]
+
+
+def test_cycles_search_with_a_fresh_trainer_for_each_candidate(tmp_path):
+    maker = Maker(tmp_path / "training", {4: 0.9, 3: 0.89, 2: 0.88, 1: 0.5}.__getitem__)
+    config = {**AUTO, "criterion": "cka"}
+    report = prune(maker, save_bert(tmp_path / "source"), tmp_path / "out", **config)
+    assert removed_in(report.record) == [1, 3, 2]
+    assert [round_.verdict for round_ in report.rounds] == ["accepted", "rejected", "accepted"]
+    assert {round_.criterion for round_ in report.rounds} == {"cka_evidence"}
+    assert report.record.stopped == "the search is over: 2 of 4 layers go, 3 were rejected"
+    assert len(maker.trainers) == 4  # the uncut model's, and one for each candidate
 
 
 # -- several stacks ---------------------------------------------------------------------------------------------------

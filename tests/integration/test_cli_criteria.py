@@ -157,3 +157,32 @@ def test_prune_refuses_before_anything_is_trained(world, tmp_path, run):
                      "--criterion", "loss", "--target_num_layers", 2)  # fmt: skip
     assert unlabelled.code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_auto_shows_a_plan_for_every_number_and_finds_the_number_by_training(run, world, tmp_path):
+    auto = [world / "model", "--dataset", world / "data", *QUICK, "--threshold", "auto", "--criterion", "cka"]
+    shown = run("analyze", *auto, "--output_dir", tmp_path / "analysis", "--protect", "-1")
+    assert shown.code == 0, shown.err
+    assert "at most 3 times" in shown.out
+    listed = json.loads(run("analyze", *auto, "--protect", "-1", "--format", "json").out)
+    plans = [one["removed"][STACK] for one in listed["candidates"]]
+    assert [len(plan) for plan in plans] == [1, 2, 3]
+    assert set(plans[0]) < set(plans[1]) < set(plans[2]) == {0, 1, 2}
+    assert 0 not in plans[1]  # the first layer of a cluster stays; only of all three it goes, too
+    sizes = [one["parameters"] for one in listed["candidates"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert PruningPlan.from_pretrained(tmp_path / "analysis").stacks[STACK].removed == tuple(plans[0])
+
+    dry = run("prune", *auto, "--protect", "-1", "--dry_run", "--format", "json")
+    assert json.loads(dry.out)["plan"]["stacks"][STACK]["kept"] == [
+        layer for layer in range(4) if layer not in plans[0]
+    ]
+
+    found = run("prune", *auto, "--batch_size", 16, "--output_dir", tmp_path / "smaller")
+    assert found.code == 0, found.err
+    record = PruningReport.load(tmp_path / "smaller").record
+    assert record.search["numbers"] == [1, 2, 3]
+    assert len(record.rounds) <= record.search["most_recoveries"] == 3
+    assert record.stopped.startswith(("no further layer can go", "the search is over"))  # the epochs were enough
+    assert "may need" not in found.err
+    assert f"recoveries: {len(record.rounds)} of at most 3" in found.out

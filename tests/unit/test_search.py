@@ -133,6 +133,7 @@ def test_the_words_at_the_end_name_what_was_found():
 def test_bounds_survive_a_record_and_know_of_max_rounds():
     bounds = SearchBounds.of(range(1, 12), max_rounds=4)
     assert (bounds.most_recoveries, bounds.num_branches) == (4, 3)
+    assert SearchBounds.of(range(5, 8), spent=3).most_recoveries == 3 + most_recoveries(3)
     record = PruningRecord({"layer": 12}, search=bounds.to_dict())
     assert SearchBounds.from_dict(PruningRecord.from_dict(record.to_dict()).search) == bounds
 

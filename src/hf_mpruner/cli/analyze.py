@@ -1,7 +1,7 @@
 """Measure a model's layers on data, and suggest which could go. The model is not changed.
 
 Without a number of layers to be left their similarity is measured, and clusters are found at a threshold; with one, a
-criterion scores every layer.
+criterion scores every layer. With --threshold auto it does, too, and the plan for every number is shown.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _analyze(
             config = dataclasses.replace(config, layers_per_round=None)
         scored = scores.score(args.model, rows, config, stacks)
         profile.mark("measuring")
-        return _show_scores(args, scored, unquantised(model), folder, parts, profile)
+        return _show_scores(args, config, scored, unquantised(model), folder, parts, profile)
     streams = args.stream_layers
     matrices = measure_streaming(rows, config, stacks) if streams else measure(rows, config, stacks, runtime)
     profile.mark("measuring")
@@ -139,24 +139,28 @@ def _analyze(
 
 def _show_scores(
     args: argparse.Namespace,
+    config: PruningConfig,
     scored: Scored,
     model: Any,
     folder: Path | None,
     parts: HalvesReport | None,
     profile: Profile,
 ) -> int:
-    from . import halves, scores
+    from . import candidates, halves, scores
 
     drawn = folder is not None and scores.write(folder, scored)
     profile.write(folder)
+    found = scored.candidates
+    listed = "" if found is None else "\n\n" + candidates.to_table(found, scored.criterion, config)
     show(
         args,
-        table=scores.to_table(scored, model) + halves.to_table(parts) + profile.to_table(),
+        table=scores.to_table(scored, model) + listed + halves.to_table(parts) + profile.to_table(),
         values={
             "model": args.model,
             **{key: scored.plan.evidence[key] for key in ("criterion", "title", "scores", "cost", "num_removed")},
             "plan": scored.plan.to_dict(),
             "preview": dataclasses.asdict(scored.plan.preview(model)),
+            **({} if found is None else {"candidates": [one.to_dict() for one in found]}),
             **halves.to_values(parts),
             **profile.to_values(),
         },

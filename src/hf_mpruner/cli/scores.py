@@ -17,6 +17,7 @@ from hf_mpruner.criteria import (
     Quota,
     ScoredLayers,
     as_recorded,
+    criterion_of,
     find_criterion,
     hold_protected,
     plan_layers,
@@ -25,6 +26,7 @@ from hf_mpruner.criteria import (
 )
 from hf_mpruner.data import FirstBatch
 from hf_mpruner.latency import time_forward
+from hf_mpruner.placement import unquantised
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.record import PruningRecord
 from hf_mpruner.report import cost_in_words
@@ -34,6 +36,7 @@ from hf_mpruner.storage import write_json
 from hf_mpruner.targets import settle_target
 from hf_mpruner.tasks import Purpose
 
+from .candidates import Candidate, find_candidates
 from .measure import Rows
 from .output import align
 from .parser import UsageError
@@ -46,6 +49,7 @@ class Scored(NamedTuple):
     layers: ScoredLayers
     plan: PruningPlan
     matrices: dict[str, SimilarityMatrix]
+    candidates: list[Candidate] | None = None  # of a search
 
 
 def needs_labels(config: PruningConfig) -> bool:
@@ -74,13 +78,13 @@ def check_alone(config: PruningConfig, instead: str) -> None:
 
 
 def score(name: str, rows: Rows, config: PruningConfig, stacks: list[BlockStack]) -> Scored:
-    """Score a sample of raw data and plan for the number of layers that the config asks for.
+    """Score a sample of raw data and plan for the number of layers that the config asks for, or a search tries first.
 
     Raises:
         UsageError: if so many layers cannot go.
         CalibrationError: if the criterion needs what is not there.
     """
-    criterion = find_criterion(config.criterion)
+    criterion = criterion_of(config)
     depths = {stack.path: stack.depth for stack in stacks}
     protected = resolve_protected(config.protect, depths)
     model = rows.model
@@ -103,6 +107,10 @@ def score(name: str, rows: Rows, config: PruningConfig, stacks: list[BlockStack]
         seed=config.seed,
     )
     layers = as_recorded(score_layers(criterion, inputs))
+    candidates = None
+    if config.searches:
+        candidates = find_candidates(unquantised(model), criterion, layers, stacks, quota, config)
+        numbers = candidates[0].numbers
     plan = plan_layers(
         criterion,
         layers,
@@ -121,7 +129,7 @@ def score(name: str, rows: Rows, config: PruningConfig, stacks: list[BlockStack]
         "similarity": {path: matrix.to_dict() for path, matrix in matrices.items()},
         "clusters": {path: [list(one.layers) for one in found] for path, found in clusters.items()},
     }
-    return Scored(criterion, layers, dataclasses.replace(plan, evidence=evidence), matrices)
+    return Scored(criterion, layers, dataclasses.replace(plan, evidence=evidence), matrices, candidates)
 
 
 def _num_layers(
@@ -169,7 +177,7 @@ def to_table(scored: Scored, model: PreTrainedModel) -> str:
     title = f", {scored.criterion.title}" if scored.criterion.title else ""
     parts = []
     for path, scores in scored.layers.scores.items():
-        removed = set(scored.plan.stacks[path].removed)
+        removed = set(scored.plan.stacks[path].removed) if path in scored.plan.stacks else set()
         place = {layer: str(number) for number, layer in enumerate(scores.order, 1)}
         header = ["layer", scored.criterion.name, *(["removed as"] if place else []), "plan"]
         rows = [
