@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -335,9 +335,7 @@ class Cycles:
             )
 
     def _evaluate(self) -> dict[str, float]:
-        if self.trainer is None:
-            raise MPrunerError("No Trainer is there to evaluate with.")
-        self._bench = Workbench(self.trainer, self.config, self.given)
+        self._bench = Workbench(cast("Trainer", self.trainer), self.config, self.given)
         return evaluate(self._bench)
 
     def _load(self, folder: Path) -> PreTrainedModel:
