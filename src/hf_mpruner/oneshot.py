@@ -12,9 +12,10 @@ from torch import nn
 from .architectures.adapters import unwrap_adapters
 from .config import PruningConfig
 from .criteria import Criterion, CriterionInputs, ScoredLayers, check_needs, find_criterion, score_layers
-from .data import FirstBatch, calibration_loader, describe_data, describe_sample, has_one_label_each
+from .data import FirstBatch, Parts, calibration_loader, describe_data, describe_sample, has_one_label_each
 from .engine import PruningEngine
 from .environment import describe_device, library_versions
+from .errors import CalibrationError
 from .features import measure_similarity
 from .features.measure import evaluating
 from .footprint import measure_costs
@@ -24,6 +25,7 @@ from .pruned_base import save_with_base
 from .record import CHOSEN_BY_JUDGE, PruningRecord
 from .report import PruningReport
 from .runtime import keep_rng_state
+from .sets import given_sets
 from .verdict import Evaluate, Judged
 from .watching import UserEvaluation, uncut_outcomes
 
@@ -42,6 +44,7 @@ def prune_(
     config: PruningConfig | None = None,
     *,
     calibration: Any,
+    choosing: Any = None,
     processing_class: Any = None,
     evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
     eval_dataset: Any = None,
@@ -60,13 +63,16 @@ def prune_(
             `snapshot` concern training and have no meaning here.
         calibration: data to measure similarity, or what else the criterion measures, on: a dataset (model-ready, or with a text or image column and
             `processing_class`), or an iterable of batches.
+        choosing (*optional*): with a `confidence` or `threshold="auto"`, data of the same kind for a criterion that reads
+            labels, instead of `calibration`.
         processing_class (*optional*): tokenizer or image processor for raw data.
         evaluate (*optional*): called with the model, returns metrics by name. A criterion that needs a metric takes this
             one, too, so that the same examples choose and judge. A metric may be a list or a 1-D array of a number for each
             example: then it is their mean, and with a `confidence` the examples of two models are compared pair by
             pair. Or an object with a method `outcomes(metric, like)`, which is asked after a call.
         eval_dataset (*optional*): the examples that `evaluate` judges on, for the report: how many there are, where they
-            come from, and the interval of an accuracy. Nothing is evaluated on it here.
+            come from, and the interval of an accuracy; and to refuse data that chooses and judges, where that is asked for.
+            Nothing is evaluated on it here.
         show_progress (`bool`, *optional*): progress bar; by default only on a terminal.
 
     Returns:
@@ -75,7 +81,7 @@ def prune_(
     Raises:
         UnsupportedArchitectureError: if the model has no stack that can be cut, or the cut cannot be proved right.
         CalibrationError: if the calibration data is empty or gives values that are not finite, or if the criterion needs
-            labels, gradients or a metric that are not there.
+            labels, gradients or a metric that are not there; or if data that must be kept apart is not.
         ValueError: for a config that does not fit the model or the metrics.
         UnsupportedBackendError: if weights are offloaded (`device_map`).
     """
@@ -87,9 +93,10 @@ def prune_(
         "prune_ keeps copies of weights to go back to",
         "Measure with measure_similarity, and carry out the plan with apply_plan_ or on disk with hf-mpruner apply.",
     )
+    sets = given_sets(config, Parts(calibration, choosing, eval_dataset))
     with keep_rng_state():
         loader = calibration_loader(
-            calibration,
+            sets.measured,
             processing_class=processing_class,
             num_samples=config.calibration_samples,
             batch_size=config.calibration_batch_size,
@@ -100,9 +107,9 @@ def prune_(
     values = None if evaluate is None else UserEvaluation(evaluate, whole)
     engine = _make_engine(model, config, FirstBatch(loader), values, eval_dataset, show_progress)
     record = engine.record
-    record.data["calibration"] = describe_sample(calibration, loader, "given by the user")
+    record.data[sets.role] = describe_sample(sets.measured, loader, "given by the user")
     if criterion is not None and "metric" in criterion.needs:
-        record.data["calibration"] = {"source": CHOSEN_BY_JUDGE}
+        record.data[sets.role] = {"source": CHOSEN_BY_JUDGE}
     record.versions, record.device = library_versions(), describe_device(model.device)
     save_with_base(whole)
     _run_rounds(engine, goes_on=evaluate is not None or config.has_target)
@@ -177,6 +184,11 @@ class _Scores:
         if criterion.needs & {"loss", "gradients"}:
             with keep_rng_state(), evaluating(self.model), torch.no_grad():
                 inputs.loss(next(inputs.each_batch()))
+        if "metric" in criterion.needs and self.config.keeps_sets_apart:
+            raise CalibrationError(
+                f"The criterion '{criterion.name}' would choose by the very examples that judge, since it asks evaluate as the "
+                "verdict does. Take a criterion that needs no metric, e.g. loss or block_influence."
+            )
         if "metric" in criterion.needs:
             logger.warning(
                 "The same examples choose the layers and judge the result: the criterion '%s' asks evaluate, as the "

@@ -88,12 +88,7 @@ def find_sets(trainer: Trainer, config: PruningConfig, given: Parts, metric: str
         CalibrationError: if a set is missing, and there is nothing that it could be made of.
     """
     if not config.keeps_sets_apart:
-        if given.choosing is not None or given.judging is not None:
-            raise ValueError(
-                "choosing and judging are sets of their own only with PruningConfig(confidence=0.95), say, or with "
-                "threshold='auto'. Else layers are measured on calibration, and the Trainer's eval_dataset judges: leave both "
-                "out, or pass one of the two."
-            )
+        _refuse_unused(choosing=given.choosing, judging=given.judging)
         return Sets(calibration=given.calibration)
     metric = config.metric or metric or ""
     by_evaluator = evaluator_of(trainer) is not None and metric not in ("loss", "perplexity")
@@ -110,6 +105,34 @@ def find_sets(trainer: Trainer, config: PruningConfig, given: Parts, metric: str
             "training set for instance, that shares no example with what judges."
         )
     return _split(trainer, config, found, name, source)
+
+
+def given_sets(config: PruningConfig, given: Parts) -> Sets:
+    """The sets of a run whose judging examples only the user's own function sees, all given by hand.
+
+    Args:
+        config (`PruningConfig`): what the user asked for.
+        given (`Parts`): of which `judging` is only compared with the others; it may be unknown.
+
+    Raises:
+        ValueError: for a set that has no use here.
+        CalibrationError: if sets share examples that must not.
+    """
+    if not config.keeps_sets_apart:
+        _refuse_unused(choosing=given.choosing)
+        return Sets(calibration=given.calibration)
+    found = _assign(config, given._replace(judging=None), by_evaluator=True)
+    check_disjoint({**found, "eval_dataset": given.judging})
+    return Sets(**found)
+
+
+def _refuse_unused(**given: Any) -> None:
+    if named := [role for role, data in given.items() if data is not None]:
+        raise ValueError(
+            f"{' and '.join(named)} would not be used: sets are kept apart only with PruningConfig(confidence=0.95), say, or "
+            "with threshold='auto'. Else layers are measured on calibration, and the whole evaluation set judges. Leave it out, or "
+            "pass one of the two."
+        )
 
 
 def _assign(config: PruningConfig, given: Parts, *, by_evaluator: bool) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_without_confidence_everything_judges(trainer):
     assert trainer.eval_dataset.taken() == list(range(100))
     assert bench.sets.judging is None
     assert bench.judged_on("accuracy").data == {"source": "evaluation set", "num_examples": 100}
-    with pytest.raises(ValueError, match="choosing and judging are sets of their own only with"):
+    with pytest.raises(ValueError, match="judging would not be used: sets are kept apart only with"):
         find_sets(trainer, comparing(), Parts(judging=Rows(8, 3)))
 
 

@@ -96,20 +96,20 @@ def test_sizes(total, asked, sizes):
 @pytest.mark.parametrize("other_kind", KINDS)
 def test_equal_rows_are_found_whatever_holds_them(kind, other_kind):
     first, second = KINDS[kind](rows(0, 40, idx=1)), KINDS[other_kind](rows(33, 80, idx=2))
-    assert find_overlap(first, second) == find_overlap(second, first) == (7, 40, False)
+    assert find_overlap(first, second) == find_overlap(second, first) == (7, 40, False, 0.0)
 
 
 def test_subsets_of_one_data_set_are_compared_by_their_indices():
     data = rows(0, 5) * 20  # equal rows at other places are other examples
     first, second = Subset(data, range(50)), Subset(Subset(data, range(40, 100)), range(60))
-    assert find_overlap(first, second) == (10, 50, False)
+    assert find_overlap(first, second) == (10, 50, False, 0.0)
     assert find_overlap(Subset(data, range(50)), Subset(data, range(50, 100))).rows == 0
 
 
 def test_what_is_drawn_while_a_row_is_read_does_not_hide_it_nor_touch_the_random_state():
     torch.manual_seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    assert find_overlap(Drawn(list(range(20))), Drawn(list(range(15, 50)))) == (5, 20, False)
+    assert find_overlap(Drawn(list(range(20))), Drawn(list(range(15, 50)))) == (5, 20, False, 0.0)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
     assert random.getstate() == before[2]
@@ -157,6 +157,15 @@ def test_a_few_equal_rows_may_be_coincidence_and_are_told(caplog):
     caplog.clear()
     check_disjoint({"choosing": data[:20], "judging": data[19:]})
     assert "1 of 20 examples" in caplog.text
+
+
+def test_rows_that_a_set_repeats_are_in_the_parts_of_a_split_too(caplog):
+    data = rows(0, 60) * 5
+    parts = split_parts(data, seed=0, calibration=50, choosing=0)
+    apart = [[part[i] for i in range(len(part))] for part in (parts.calibration, parts.judging)]
+    assert find_overlap(*apart).rows == 50
+    check_disjoint({"calibration": apart[0], "judging": apart[1]})
+    assert "50 of 50 examples of calibration and judging are equal" in caplog.text
 
 
 def test_examples_that_are_trained_on_are_counted(caplog):

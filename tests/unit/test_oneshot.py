@@ -171,3 +171,24 @@ def test_a_cut_that_generate_fails_on_is_a_refused_round_and_not_the_end_of_the_
     with pytest.warns(UserWarning, match="generate\\(\\) keeps keys and values"):
         prune_(model, config, calibration=seq2seq_batches(), evaluate=evaluate)
     assert model.config.num_layers < model.config.num_decoder_layers == 4
+
+
+def test_with_a_search_what_judges_is_not_what_chooses(make_bert):
+    def evaluate(model):
+        return {"accuracy": 1.0}
+
+    rows = [{"input_ids": torch.arange(5) + i, "labels": i % 2} for i in range(60)]
+    settings = {"threshold": "auto", "calibration_samples": 8, "max_rounds": 1}
+    model = make_bert(num_labels=2)
+    with pytest.raises(CalibrationError, match="calibration and eval_dataset share 20 of 40 examples"):
+        prune_(model, PruningConfig(criterion="cka", **settings), calibration=rows[:40], evaluate=evaluate,
+               eval_dataset=rows[20:])  # fmt: skip
+    with pytest.raises(CalibrationError, match="'metric_drop' would choose by the very examples that judge"):
+        prune_(model, PruningConfig(criterion="metric_drop", **settings), calibration=rows[:40], evaluate=evaluate)
+    assert model.config.num_hidden_layers == 4
+    report = prune_(model, PruningConfig(criterion="loss", **settings), calibration=rows[:20], choosing=rows[20:40],
+                    evaluate=evaluate, eval_dataset=rows[40:])  # fmt: skip
+    assert report.record.data["choosing"] == {"source": "given by the user", "num_examples": 8}
+    assert "calibration" not in report.record.data
+    with pytest.raises(ValueError, match="choosing would not be used"):
+        prune_(model, PruningConfig(), calibration=rows, choosing=rows)

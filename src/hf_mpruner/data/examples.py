@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -28,11 +29,14 @@ class Overlap(NamedTuple):
         rows (`int`): of the smaller one that are in the other, too; an estimate where `sampled`.
         of (`int`): rows of the smaller one.
         sampled (`bool`): whether not all rows were compared.
+        repeated (`float`): share of the rows of the larger one that occur more than once in it; so many are in both of two
+            sets that were drawn at random from one.
     """
 
     rows: int
     of: int
     sampled: bool = False
+    repeated: float = 0.0
 
 
 def fingerprint(data: Any) -> Any:
@@ -91,7 +95,7 @@ def find_overlap(first: Any, second: Any) -> Overlap:
     Example:
         >>> rows = [{"input_ids": [i]} for i in range(10)]
         >>> find_overlap(rows[:6], rows[4:])
-        Overlap(rows=2, of=6, sampled=False)
+        Overlap(rows=2, of=6, sampled=False, repeated=0.0)
     """
     if not is_readable(first) or not is_readable(second):
         return Overlap(0, 0)
@@ -101,12 +105,12 @@ def find_overlap(first: Any, second: Any) -> Overlap:
         return Overlap(min(len(set(mine) & set(others)), of), of)
     if len(mine) > len(others):
         root, mine, other_root, others = other_root, others, root, mine
-    known = set(_digests(other_root, others))
-    looked = list(_digests(root, mine))
-    found = sum(digest in known for digest in looked)
-    read = min(len(others), _most(other_root))
-    scale = (len(mine) / max(len(looked), 1)) * (len(others) / max(read, 1))
-    return Overlap(min(round(found * scale), of), of, scale > 1)
+    known, looked = Counter(_digests(other_root, others)), list(_digests(root, mine))
+    read = known.total()
+    found, twice = sum(digest in known for digest in looked), sum(n for n in known.values() if n > 1)
+    of_mine, of_others = len(mine) / max(len(looked), 1), len(others) / max(read, 1)
+    rows = min(round(found * of_mine * of_others), of)
+    return Overlap(rows, of, of_mine * of_others > 1, min(twice * of_others / max(read, 1), 1.0))
 
 
 def _digests(data: Any, indices: Sequence[int]) -> Iterator[bytes]:

@@ -112,8 +112,9 @@ def check_disjoint(sets: Mapping[str, Any], made: Collection[str] = ()) -> None:
     """Refuse data sets that share examples, where each is to have one use.
 
     The same object, and `Subset`s of one data set with common indices, are found by what they are; else rows are compared
-    by what the model reads of them. Up to 1 % of the smaller set, and one row at least, may be equal by coincidence: that is a
-    warning with the number. Sets that cannot be read beforehand are not compared.
+    by what the model reads of them. Some may be equal by coincidence, which is a warning with the number: one row, or 1 % of the
+    smaller set, or twice as many as rows are repeated within the larger set itself. Sets that cannot be read beforehand are not
+    compared.
 
     Args:
         sets (`Mapping[str, Any]`): by the names of the arguments that they were given as; `None` is left out.
@@ -133,7 +134,7 @@ def check_disjoint(sets: Mapping[str, Any], made: Collection[str] = ()) -> None:
             )
         found = find_overlap(data, other_data)
         number = f"about {found.rows:,}" if found.sampled else f"{found.rows:,}"
-        if found.rows > max(1, COINCIDENCE * found.of):
+        if found.rows > max(1, COINCIDENCE * found.of, 2 * found.repeated * found.of):
             raise CalibrationError(
                 f"{name} and {other} share {number} of {found.of:,} examples, but what measures, what chooses and what judges "
                 f"must share none. Take them out of one of the two, or leave {name} out: it is then split off the evaluation set."
