@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
 from .config import PruningConfig
 from .errors import MPrunerError
-from .guarantee import DropBound, Outcomes, TestLevels, bound_drop, check_outcomes
+from .guarantee import DropBound, Outcomes, TestLevels, bound_drop, check_outcomes, spare_losses
 from .metric import Metric
 from .record import Measurement, PruningRecord
 from .runtime import Runtime
+
+logger = logging.getLogger(__name__)
 
 TakeOutcomes = Callable[[str], Outcomes]
 
 # What a metric and its outcomes may differ by: one of them may be a sum in float32, or rounded for people.
 ROUNDING = 1e-3
+# With room for fewer examples that get worse, a judging set is called small.
+TIGHT = 3
 
 
 def num_branches(config: PruningConfig, record: PruningRecord) -> int:
@@ -123,6 +128,8 @@ class Promise:
         found = self._outcomes(metric, value)
         first = TestLevels(1 - self.confidence, num_branches(self.config, record)).next([])
         check_outcomes(found, max_drop=self.config.max_metric_drop, level=first)
+        if self.runtime.is_main_process:
+            _warn_if_tight(found, self.config.max_metric_drop, first)
         return found
 
     def _outcomes(self, metric: Metric, value: float | None) -> Outcomes:
@@ -136,6 +143,20 @@ class Promise:
                 "say nothing about it. Pass confidence=None, or a metric that is the mean of what the examples give."
             )
         return found
+
+
+def _warn_if_tight(outcomes: Outcomes, max_drop: float, level: float) -> None:
+    """Say before any training that hardly a cut can pass; a set on which none can is refused."""
+    if outcomes.kind != "binary":
+        return
+    spare = spare_losses(outcomes.num_examples, max_drop, level, most=TIGHT)
+    if spare < TIGHT:
+        logger.warning(
+            "%s examples judge: a cut that makes none of them better may make %s worse, or it is rejected in the first round. "
+            "Hardly any cut will pass. Judge on more examples, or allow a larger max_metric_drop, or a lower confidence.",
+            f"{outcomes.num_examples:,}",
+            f"{spare} of them" if spare else "none",
+        )
 
 
 def check_same_promise(config: PruningConfig, record: PruningRecord) -> None:

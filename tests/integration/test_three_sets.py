@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from hf_mpruner import PruningConfig
+from hf_mpruner import LayerPruningCallback, PruningConfig
 from hf_mpruner.architectures import find_block_stacks
+from hf_mpruner.card.prose import limits
 from hf_mpruner.criteria import find_criterion
 from hf_mpruner.data import Parts
 from hf_mpruner.errors import CalibrationError, MPrunerError
+from hf_mpruner.guarantee import Outcomes, TestLevels, bound_drop, smallest_sample, spare_losses
 from hf_mpruner.record import Measurement
 from hf_mpruner.sets import check_same_examples, check_sets, find_sets
 from hf_mpruner.workbench import Workbench
@@ -247,3 +249,62 @@ def test_a_loader_that_the_trainer_keeps_is_not_mistaken_for_that_of_the_part(ma
     with bench.aside():
         assert bench.evaluate()["count"] == 32
     assert trainer.evaluate()["eval_count"] == 40
+
+
+def test_a_promise_is_made_on_the_part_that_judges(trainer, tmp_path):
+    config = PruningConfig(threshold=0.0, max_metric_drop=0.5, confidence=0.9, calibration_samples=16, max_rounds=1)
+    callback = LayerPruningCallback(trainer, config)
+    trainer.add_callback(callback)
+    trainer.train()
+    record = callback.record
+    assert [round_.verdict for round_ in record.rounds] == ["accepted"]
+    assert (
+        record.baseline.num_examples
+        == record.rounds[0].after.num_examples
+        == record.rounds[0].bound["num_examples"]
+        == 84
+    )
+    assert [record.data[role]["num_examples"] for role in ("calibration", "judging")] == [16, 84]
+    told = "same data that judged the rounds"
+    assert told not in " ".join(limits(callback.report, config, None))
+    page = callback.report.to_html()
+    for words in (
+        "part of the evaluation set, 84 examples",
+        "part of the evaluation set, 16 examples",
+        "drawn from 100",
+    ):
+        assert words in page
+
+
+@pytest.mark.parametrize("start_epoch", [0, 1])
+def test_a_judging_set_on_which_no_cut_could_pass_is_refused_before_any_training(trainer, start_epoch):
+    trainer.eval_dataset = Rows(50, 1)
+    config = PruningConfig(max_metric_drop=0.05, confidence=0.95, start_epoch=start_epoch)
+    trainer.add_callback(LayerPruningCallback(trainer, config))
+    needed = smallest_sample(0.05, TestLevels(0.05, 3).next([]))
+    with pytest.raises(
+        MPrunerError, match=rf"40 examples are too few .* at least {needed} are needed at this confidence"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_judging_set_on_which_hardly_a_cut_can_pass_is_told(trainer, caplog):
+    trainer.eval_dataset = Rows(100, 1)
+    config = PruningConfig(max_metric_drop=0.05, confidence=0.95, calibration_samples=16, max_rounds=1)
+    trainer.add_callback(LayerPruningCallback(trainer, config))
+    trainer.train()
+    spare = spare_losses(84, 0.05, TestLevels(0.05, 3).next([]), most=3)
+    assert spare < 3
+    assert f"84 examples judge: a cut that makes none of them better may make {spare or 'none'}" in caplog.text
+
+
+@pytest.mark.parametrize("level", [0.025, 0.05])
+def test_so_many_outcomes_may_be_lost_and_no_more(level):
+    before = Outcomes("binary", (1,) * 150, 1.0, 150)
+    spare = spare_losses(150, 0.1, level, most=20)
+    for lost in (spare, spare + 1):
+        after = Outcomes("binary", (0,) * lost + (1,) * (150 - lost), 1 - lost / 150, 150)
+        bound = bound_drop(before, after, greater_is_better=True, max_drop=0.1, level=level)
+        assert bound.holds == (lost == spare)
+    assert 0 < spare < 15

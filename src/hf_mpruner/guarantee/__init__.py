@@ -5,6 +5,7 @@ from .levels import TestLevels
 from .outcomes import Outcomes
 from .promise import promise
 from .replicates import NUM_RESAMPLES, resample_indices
+from .spare import spare_losses
 
 __all__ = [
     "NUM_RESAMPLES",
@@ -16,4 +17,5 @@ __all__ = [
     "promise",
     "resample_indices",
     "smallest_sample",
+    "spare_losses",
 ]
