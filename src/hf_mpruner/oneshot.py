@@ -25,7 +25,7 @@ from .pruned_base import save_with_base
 from .record import CHOSEN_BY_JUDGE, PruningRecord
 from .report import PruningReport
 from .runtime import keep_rng_state
-from .sets import given_sets
+from .sets import Sets, given_sets
 from .verdict import Evaluate, Judged
 from .watching import UserEvaluation, uncut_outcomes
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .similarity import SimilarityMatrix
 
 logger = logging.getLogger(__name__)
+
+_GIVEN = "given by the user"
 
 
 def prune_(
@@ -59,20 +61,17 @@ def prune_(
     Args:
         model (`PreTrainedModel`): changed in place; afterwards `save_pretrained` writes an ordinary checkpoint. Or peft's
             wrapper around one, whose `save_pretrained` then writes the cut base beside the adapters.
-        config (`PruningConfig`, *optional*): what to prune. `start_epoch`, `recovery_epochs`, `freeze_untouched` and
-            `snapshot` concern training and have no meaning here.
-        calibration: data to measure similarity, or what else the criterion measures, on: a dataset (model-ready, or with a text or image column and
-            `processing_class`), or an iterable of batches.
-        choosing (*optional*): with a `confidence` or `threshold="auto"`, data of the same kind for a criterion that reads
-            labels, instead of `calibration`.
+        config (`PruningConfig`, *optional*): what to prune; what concerns training (`recovery_epochs`) has no meaning here.
+        calibration: data to measure similarity, or what else the criterion measures, on: a dataset (model-ready, or with
+            a text or image column and `processing_class`), or an iterable of batches.
+        choosing (*optional*): with `confidence` or `threshold="auto"`, data for a criterion that reads labels.
         processing_class (*optional*): tokenizer or image processor for raw data.
         evaluate (*optional*): called with the model, returns metrics by name. A criterion that needs a metric takes this
             one, too, so that the same examples choose and judge. A metric may be a list or a 1-D array of a number for each
             example: then it is their mean, and with a `confidence` the examples of two models are compared pair by
-            pair. Or an object with a method `outcomes(metric, like)`, which is asked after a call.
-        eval_dataset (*optional*): the examples that `evaluate` judges on, for the report: how many there are, where they
-            come from, and the interval of an accuracy; and to refuse data that chooses and judges, where that is asked for.
-            Nothing is evaluated on it here.
+            pair. Or an object with a method `outcomes(metric, like)`, asked after a call.
+        eval_dataset (*optional*): the examples that `evaluate` judges on, for the report (how many there are, their
+            origin, the interval of an accuracy), and to refuse data that chooses and judges. Nothing is evaluated here.
         show_progress (`bool`, *optional*): progress bar; by default only on a terminal.
 
     Returns:
@@ -81,7 +80,7 @@ def prune_(
     Raises:
         UnsupportedArchitectureError: if the model has no stack that can be cut, or the cut cannot be proved right.
         CalibrationError: if the calibration data is empty or gives values that are not finite, or if the criterion needs
-            labels, gradients or a metric that are not there; or if data that must be kept apart is not.
+            labels, gradients or a metric that are not there; or if data that chooses judges, where it must not.
         ValueError: for a config that does not fit the model or the metrics.
         UnsupportedBackendError: if weights are offloaded (`device_map`).
     """
@@ -104,16 +103,19 @@ def prune_(
             model=model,
             keep_labels=criterion is not None and criterion.reads_labels,
         )
-    values = None if evaluate is None else UserEvaluation(evaluate, whole)
-    engine = _make_engine(model, config, FirstBatch(loader), values, eval_dataset, show_progress)
-    record = engine.record
-    record.data[sets.role] = describe_sample(sets.measured, loader, "given by the user")
-    if criterion is not None and "metric" in criterion.needs:
-        record.data[sets.role] = {"source": CHOSEN_BY_JUDGE}
-    record.versions, record.device = library_versions(), describe_device(model.device)
+    judge = None if evaluate is None else UserEvaluation(evaluate, whole)
+    engine = _make_engine(model, config, FirstBatch(loader), judge, eval_dataset, show_progress)
+    asks_judge = criterion is not None and "metric" in criterion.needs
+    _write_facts(engine.record, sets, None if asks_judge else loader, model)
     save_with_base(whole)
     _run_rounds(engine, goes_on=evaluate is not None or config.has_target)
-    return PruningReport(record)
+    return PruningReport(engine.record)
+
+
+def _write_facts(record: PruningRecord, sets: Sets, loader: Any, model: PreTrainedModel) -> None:
+    known = {"source": CHOSEN_BY_JUDGE} if loader is None else describe_sample(sets.measured, loader, _GIVEN)
+    record.data[sets.role] = known
+    record.versions, record.device = library_versions(), describe_device(model.device)
 
 
 def _make_engine(
@@ -229,7 +231,7 @@ def _run_rounds(engine: PruningEngine, *, goes_on: bool) -> None:
 
 
 def _judged(metric: str, eval_dataset: Any) -> Judged:
-    facts = describe_data(eval_dataset, "given by the user")
+    facts = describe_data(eval_dataset, _GIVEN)
     if "num_examples" not in facts:
         return Judged({} if eval_dataset is None else facts)
     with keep_rng_state():
