@@ -91,7 +91,7 @@ def add(trainer, **config):
 
 # What differs between two runs that are equal to the bit.
 TIMES = ("evaluation_seconds", "latency_seconds", "analysis_seconds", "recovery_seconds", "seconds")
-TIMES += ("spent", "peak_memory", "latency_range", "single_latency_seconds", "single_latency_range")
+TIMES += ("spent", "peak_memory", "latency_range", "single_latency_seconds", "single_latency_range", "target_latency")
 
 
 def facts_of(record):
