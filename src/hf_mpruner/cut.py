@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from .architectures import parameters_after
+from .architectures import CutProof, parameters_after
 from .config import PruningConfig
 from .errors import UnsupportedArchitectureError, UnsupportedBackendError
 from .optimizer import OptimizerEdit, check_optimizer_matches, find_missing_parameters
@@ -180,11 +180,21 @@ def _prove(
     model: PreTrainedModel, plan: PruningPlan, inputs: Mapping[str, Any] | None, directory: Path | None
 ) -> tuple[ModelEdit, FullCheck | None]:
     edit = ModelEdit(model, plan.kept, merged=plan.merged)
-    # in a run somebody evaluates the cut model, which would end the run in the middle of a round
-    if edit.proof.warning and getattr(getattr(model, "generation_config", None), "use_cache", None) is not False:
-        raise UnsupportedArchitectureError(
-            f"{edit.proof.warning} To cut it nevertheless, set model.generation_config.use_cache = False before the run."
-        )
+    check_usable(model, edit.proof)
     return edit, None if inputs is None else FullCheck(
         model, plan.kept, inputs, merged=plan.merged, directory=directory
     )
+
+
+def check_usable(model: PreTrainedModel, proof: CutProof) -> None:
+    """Refuse a cut that is right, but after which transformers cannot do what an evaluation may do.
+
+    In a run somebody evaluates the cut model, which would end the run in the middle of a round.
+
+    Raises:
+        UnsupportedArchitectureError: says what, and what to set for it to be cut nevertheless.
+    """
+    if proof.warning and getattr(getattr(model, "generation_config", None), "use_cache", None) is not False:
+        raise UnsupportedArchitectureError(
+            f"{proof.warning} To cut it nevertheless, set model.generation_config.use_cache = False before the run."
+        )

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .architectures import BlockStack, Examination, examine, parameters_after, remains_of
+from .architectures import BlockStack, Examination, Remains, count_remaining, examine, prove_cut, remains_of
 from .architectures.adapters import adapter_configs, unwrap_adapters
 from .config import PruningConfig, resolve_targets
 from .criteria import LayerScores, Quota, pick_lowest
 from .criteria.rounds import Protected
 from .criteria.shares import possible_totals, proportional, share_out
-from .errors import MPrunerError
+from .cut import check_usable
+from .errors import MPrunerError, UnsupportedArchitectureError
 from .footprint import saved_bytes
 from .record import Measurement, PruningRecord
 from .report.limits import amount
@@ -91,7 +92,7 @@ def settle_target(
     """How many layers of each stack are to be left, so that a model is within every limit.
 
     A stack that `target_num_layers` names has that number; the others lose as few layers as are needed, each the same share
-    of what it can lose (`proportional`). Of a number of layers those of the fewest parameters are counted as gone, so
+    of what it can lose (`proportional`). Numbers that a round would refuse to cut to are passed over. Of a number of layers those of the fewest parameters are counted as gone, so
     that no criterion leaves more.
 
     Args:
@@ -127,6 +128,7 @@ def settle_target(
             f"Nothing has to go: the model has {_listed(found, nothing, limits)}, and {has}. Name a smaller limit, or leave "
             "it out."
         )
+    steps = [step for step in steps if found.can_be_cut(step)] or steps[:1]
     place = 0
     for name, limit in limits.items():
         place = _first_within(lambda at, name=name: found(name, steps[at]), limit, place, len(steps))  # type: ignore[misc]
@@ -172,6 +174,7 @@ class _Sizes:
         self.stacks, self._record, self._protected = {stack.path: stack for stack in stacks}, record, protected
         self._time_forward, self._runtime = time_forward, runtime
         self._known: dict[tuple[str, tuple[int, ...]], float] = {}
+        self._proofs: dict[tuple[int, ...], Remains | None] = {}
         if "target_size" in config.limits and adapter_configs(model):
             raise ValueError(
                 f"target_size={config.target_size!r}: adapters are saved apart from their base, so there is no one size. Pass "
@@ -186,10 +189,32 @@ class _Sizes:
 
     def __call__(self, name: str, removed: Removed) -> float:
         """A limit's value with so many layers of each stack gone; the smallest layers, which leaves most."""
-        key = (name, tuple(removed.get(path, 0) for path in self.stacks))
+        key = (name, self._key(removed))
         if key not in self._known:
-            self._known[key] = self._measure(name, self.kept(removed))
+            self._known[key] = self._measure(name, removed)
         return self._known[key]
+
+    def can_be_cut(self, removed: Removed) -> bool:
+        """Whether a cut to so many layers can be proved right, and used afterwards; if not, a round would refuse it."""
+        return self._remains(removed) is not None
+
+    def _key(self, removed: Removed) -> tuple[int, ...]:
+        return tuple(removed.get(path, 0) for path in self.stacks)
+
+    def _remains(self, removed: Removed) -> Remains | None:
+        key = self._key(removed)
+        if key not in self._proofs:
+            kept, remains = self.kept(removed), Remains({})
+            try:
+                if kept:
+                    proof = prove_cut(self._model, self._found, kept)
+                    check_usable(self._model, proof)
+                    remains = Remains(proof.cuts, proof.moves, proof.slices)
+            except UnsupportedArchitectureError:
+                self._proofs[key] = None
+            else:
+                self._proofs[key] = remains
+        return self._proofs[key]
 
     def uncut(self, name: str) -> float:
         """A limit's value of the model that the run began with."""
@@ -219,11 +244,13 @@ class _Sizes:
     def _blocks(self, path: str) -> Any:
         return self._model.get_submodule(path)
 
-    def _measure(self, name: str, kept: Mapping[str, list[int]]) -> float:
-        if name == "target_parameters":
-            return float(parameters_after(self._model, kept, found=self._found)[0])
-        if name == "target_size":
-            return float(saved_bytes(self._model, remains_of(self._model, kept, found=self._found)))
+    def _measure(self, name: str, removed: Removed) -> float:
+        kept = self.kept(removed)
+        if name in ("target_parameters", "target_size"):
+            # where the proof failed it fails again here, and says why
+            remains = self._remains(removed) or remains_of(self._model, kept, found=self._found)
+            size = saved_bytes(self._model, remains) if name == "target_size" else None
+            return float(count_remaining(self._model, remains)[0] if size is None else size)
         measured = Measurement(0, 0)
         if kept:
             self._time_cut(kept, measured)

@@ -57,7 +57,8 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("criterion", "recovery_epochs"), [("greedy_loss", 1), ("block_influence", 0), ("metric_drop", 1), ("loss", 0)]
+    ("criterion", "recovery_epochs"),
+    [("greedy_loss", 1), ("block_influence", 0), ("metric_drop", 1), ("loss", 0), ("mixture", 1)],
 )
 def test_prune_takes_the_whole_road(criterion, recovery_epochs, world, tmp_path, run):
     out = tmp_path / "smaller"
@@ -125,9 +126,36 @@ def test_a_dry_run_shows_the_first_round_and_writes_nothing(world, tmp_path, run
     assert (result.code, result.out) == (0, f"{STACK}: 4 -> 2 layers, without 2-3\n")
 
 
+def test_a_plan_for_a_limit_that_apply_takes(world, tmp_path, run):
+    where = ["--dataset", world / "data", "--criterion", "tail", *QUICK[:4]]
+    by_size = run("analyze", world / "model", *where, "--target_size", "80%", "--output_dir", tmp_path / "analysis")
+    assert by_size.code == 0, by_size.err
+    assert "--target_size 80%" in by_size.err  # the command to type next
+    applied = run("apply", world / "model", "--plan", tmp_path / "analysis", "--output_dir", tmp_path / "smaller")
+    assert applied.code == 0, applied.err
+    before, after = (
+        (folder / "model.safetensors").stat().st_size for folder in (world / "model", tmp_path / "smaller")
+    )
+    assert after <= 0.8 * before
+    by_time = run("analyze", world / "model", *where, "--target_latency", "10s", "--target_num_layers", "3")
+    assert by_time.code == 0, by_time.err
+    assert "4 -> 3 layers" in by_time.out
+
+
+@pytest.mark.parametrize(("data", "judge"), [("data", "loss"), ("unlabelled.csv", "output_change")])
+def test_a_mixture_is_judged_by_labels_where_there_are_any(data, judge, world, run):
+    words = ["--dataset", world / data, "--criterion", "mixture", "--target_num_layers", 3, *QUICK[:4]]
+    split = [] if data == "data" else ["--split", "train"]
+    result = run("analyze", world / "model", *words, *split, "--format", "json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["scores"][STACK]["details"]["judged_by"] == judge
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (["--criterion", "tail", "--target_parameters", "1"], 2, "--target_parameters='1' cannot be reached"),
+        (["--criterion", "tail", "--target_size", "5 apples"], 2, "target_size='5 apples' is no limit"),
         (["--criterion", "greedy_los", "--target_num_layers", "2"], 2, "Did you mean 'greedy_loss'? Known criteria: "),
         (["--criterion", "loss"], 2, "does not say how many go: pass target_num_layers=6"),
         (["--criterion", "loss", "--target_num_layers", "9"], 2, "'bert.encoder.layer' has only 4 layers"),

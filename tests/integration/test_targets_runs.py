@@ -123,6 +123,10 @@ def test_each_round_of_a_trainer_takes_the_proposal_that_measures_best(make_bert
         before = after
     assert len(before) == 2
     assert callback.record.stopped == "target reached"
+    members = callback.record.rounds[0].scores["scores"][STACK]["details"]["proposals"][0]["members"]
+    words = f"{STACK}: as {', '.join(members[:-1]) + ' and ' if members[1:] else ''}{members[-1]} propose"
+    assert f"round 1: {words}" in str(callback.report)
+    assert words in callback.report.to_html()
 
 
 def test_without_labels_a_trainer_still_chooses(make_bert, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_mpruner import PruningConfig, PruningPlan, apply_plan_, find_block_stacks, prune_
-from hf_mpruner.architectures import count_parameters, parameters_after, remains_of
+from hf_mpruner.architectures import count_parameters, examine, parameters_after, remains_of
 from hf_mpruner.footprint import saved_bytes, weight_files_bytes
 from hf_mpruner.record import Measurement, PruningRecord
 from hf_mpruner.report import PruningReport
@@ -153,11 +153,10 @@ def test_the_strictest_limit_counts(bert):
 
 
 def test_stacks_shrink_in_proportion_and_a_named_one_has_its_number(t5):
-    sizes = {(6, 3): count_parameters(t5)}
+    sizes, found = {}, examine(t5)
     for encoder, decoder in itertools.product(range(1, 7), range(1, 4)):
         kept = {"encoder.block": list(range(encoder)), "decoder.block": list(range(decoder))}
-        if (encoder, decoder) != (6, 3):
-            sizes[encoder, decoder] = count_parameters(cut(t5, kept))
+        sizes[encoder, decoder] = parameters_after(t5, kept, found=found)[0]
     # five layers of the encoder and two of the decoder can go: one of the decoder for every two and a half
     steps = [(6, 3), (5, 3), (5, 2), (4, 2), (3, 2), (2, 2), (2, 1), (1, 1)]
     for last, left in itertools.pairwise(steps):
@@ -167,6 +166,20 @@ def test_stacks_shrink_in_proportion_and_a_named_one_has_its_number(t5):
     assert named.num_layers == {"encoder.block": 4, "decoder.block": 2}
     already = settle(t5, target_num_layers="encoder.block:4", target_parameters=sizes[4, 3])
     assert already.num_layers == {"encoder.block": 4}
+
+
+def test_numbers_that_a_round_would_refuse_are_passed_over(t5):
+    """A decoder deeper than its encoder cannot generate with a cache, so it is not cut to be."""
+    left = {"encoder.block": list(range(2)), "decoder.block": list(range(3))}
+    limit = count_parameters(cut(t5, left)) + 1
+    found = settle(t5, target_num_layers="encoder.block:2", target_parameters=limit).num_layers
+    assert found == {"encoder.block": 2, "decoder.block": 2}  # three decoder layers are within the limit
+    t5.generation_config.use_cache = False
+    try:
+        found = settle(t5, target_num_layers="encoder.block:2", target_parameters=limit).num_layers
+    finally:
+        t5.generation_config.use_cache = True
+    assert found == {"encoder.block": 2}
 
 
 # -- what cannot be ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from .find import Examination, examine, find_block_stacks
 from .proof import ConfigEdit, CutProof, check_kept, prove_cut
 from .reference import ABSENT
 from .registry import register_architecture
-from .size import Remains, count_parameters, parameters_after, remains_of
+from .size import Remains, count_parameters, count_remaining, parameters_after, remains_of
 from .stack import BlockStack, ConfigField, Follower, FollowingField, StackCut
 from .width import WidthGroup, Widths, WidthSlice, WidthUnit
 from .width_proof import WidthProof, check_found, find_widths, prove_width
@@ -34,6 +34,7 @@ __all__ = [
     "check_found",
     "check_kept",
     "count_parameters",
+    "count_remaining",
     "examine",
     "find_block_stacks",
     "find_widths",

@@ -55,7 +55,11 @@ def parameters_after(
         (12, 48)
     """
     model = unwrap_adapters(model)
-    remains = remains_of(model, kept, found=found)
+    return count_remaining(model, remains_of(model, kept, found=found))
+
+
+def count_remaining(model: nn.Module, remains: Remains) -> tuple[int, int]:
+    """Parameters of what a cut leaves, and their bytes, as `parameters_after` counts them."""
     left = {id(parameter): parameter for parameter in remaining_parameters(model, remains.cuts, remains.moves)}
     trimmed = remains.trimmed(model)
     total = size = 0

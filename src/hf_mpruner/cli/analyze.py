@@ -77,7 +77,7 @@ def _analyze(
     from hf_mpruner.placement import unquantised
 
     from . import halves, scores, settled
-    from .loading import choose_columns, load_split, read_settings, take
+    from .loading import load_split, read_settings, take
     from .measure import Rows, chosen_stacks, measure, measure_streaming, suggest
     from .models import load_config, load_for_analysis, load_processor
     from .processes import main_process_first
@@ -89,7 +89,7 @@ def _analyze(
     task = choose_reader(args, model_config)
     with main_process_first():
         data = load_split(args, "split")
-    columns = choose_columns(args, data, task, need_label=scores.needs_labels(config))
+    columns, purpose = scores.choose_columns_for(config, args, data, task)
     data = take(args, data, columns, task)
     profile.mark("reading data")
     options = task.processor_options(model_config)
@@ -107,7 +107,7 @@ def _analyze(
     if not config.plans_by_threshold:
         if config.has_target:  # all that are to go, in however many rounds
             config = dataclasses.replace(config, layers_per_round=None)
-        scored = scores.score(args.model, rows, config, stacks)
+        scored = scores.score(args.model, rows, config, stacks, purpose)
         profile.mark("measuring")
         return _show_scores(args, config, scored, unquantised(model), folder, parts, profile)
     streams = args.stream_layers

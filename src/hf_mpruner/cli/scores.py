@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from hf_mpruner.criteria import (
     score_layers,
     to_original,
 )
-from hf_mpruner.data import FirstBatch
+from hf_mpruner.data import Columns, FirstBatch
 from hf_mpruner.latency import time_forward
 from hf_mpruner.placement import unquantised
 from hf_mpruner.plan import PruningPlan
@@ -34,9 +35,10 @@ from hf_mpruner.roundplan import find_alike
 from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_json
 from hf_mpruner.targets import settle_target
-from hf_mpruner.tasks import Purpose
+from hf_mpruner.tasks import Purpose, Task
 
 from .candidates import Candidate, find_candidates
+from .loading import choose_columns
 from .measure import Rows
 from .output import align
 from .parser import UsageError
@@ -53,7 +55,7 @@ class Scored(NamedTuple):
 
 
 def needs_labels(config: PruningConfig) -> bool:
-    """Whether the criterion that was asked for measures a loss or a metric."""
+    """Whether the criterion that was asked for measures a loss or a metric, if there are labels."""
     if config.plans_by_threshold:
         return False
     criterion = find_criterion(config.criterion)
@@ -63,6 +65,23 @@ def needs_labels(config: PruningConfig) -> bool:
 def purpose_of(config: PruningConfig) -> Purpose:
     """What calibration rows are prepared for: with labels where the criterion needs them."""
     return "judge" if needs_labels(config) else "calibration"
+
+
+def choose_columns_for(
+    config: PruningConfig, args: argparse.Namespace, data: Any, task: Task
+) -> tuple[Columns, Purpose]:
+    """The columns that layers are scored on, and what their rows are prepared for.
+
+    Raises:
+        UsageError: if a named one does not exist, none or several could be meant, or labels are missing that the criterion
+            cannot do without.
+    """
+    try:
+        return choose_columns(args, data, task, need_label=needs_labels(config)), purpose_of(config)
+    except UsageError:
+        if config.plans_by_threshold or find_criterion(config.criterion).needs & {"loss", "gradients", "metric"}:
+            raise
+    return choose_columns(args, data, task, need_label=False), "calibration"
 
 
 def check_alone(config: PruningConfig, instead: str) -> None:
@@ -77,8 +96,17 @@ def check_alone(config: PruningConfig, instead: str) -> None:
         )
 
 
-def score(name: str, rows: Rows, config: PruningConfig, stacks: list[BlockStack]) -> Scored:
+def score(
+    name: str, rows: Rows, config: PruningConfig, stacks: list[BlockStack], purpose: Purpose | None = None
+) -> Scored:
     """Score a sample of raw data and plan for the number of layers that the config asks for, or a search tries first.
+
+    Args:
+        name (`str`): of the model.
+        rows (`Rows`): raw data.
+        config (`PruningConfig`): what was asked for.
+        stacks (`list[BlockStack]`): that may shrink.
+        purpose (`Purpose`, *optional*): what rows are prepared for; by default what the criterion needs.
 
     Raises:
         UsageError: if so many layers cannot go.
@@ -88,7 +116,8 @@ def score(name: str, rows: Rows, config: PruningConfig, stacks: list[BlockStack]
     depths = {stack.path: stack.depth for stack in stacks}
     protected = resolve_protected(config.protect, depths)
     model = rows.model
-    batches = rows.batches(config, purpose_of(config), keep_labels=needs_labels(config))
+    purpose = purpose or purpose_of(config)
+    batches = rows.batches(config, purpose, keep_labels=purpose != "calibration")
     try:
         quota = Quota(config, depths)
         quota.check(stacks, protected)

@@ -18,6 +18,7 @@ from .costs import cache_per_token, cost_values, run_cost_in_words, saved_apart
 from .limits import limits_in_words
 from .page import PAGE_NAME, render_page
 from .promised import bound_of, promise_in_words, promised_bound
+from .proposals import proposals_in_words
 from .scores import chosen_by, chosen_over, total_cost
 from .words import cost_in_words, format_bytes
 
@@ -160,6 +161,7 @@ class PruningReport:
             if cost
             else []
         )
+        chosen += [f"round {one.number}: {words}" for one in self.rounds for words in proposals_in_words(one)]
         if self.record.search:
             tried = sum(round_.was_tested for round_ in self.rounds)
             chosen.append(f"recoveries: {tried} of at most {self.record.search['most_recoveries']}")

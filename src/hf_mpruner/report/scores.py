@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_mpruner.record import CHOSEN_BY_JUDGE, PruningRecord, Round
 
 from .charts import draw_cell, padded
+from .proposals import proposals_in_words
 from .series import STATES, State, decided_rounds, short_names
 from .style import FAINT, LOOKS, new_figure, plain_axes
 from .svg import Axis, add, drawing, to_text, with_title
@@ -60,6 +61,7 @@ class ScoredRound:
         title (`str`): what it measures, in one line.
         cost (`str`): of scoring, in words.
         marks (`tuple[ScoreMarks, ...]`): a stack each.
+        proposals (`tuple[str, ...]`): whose proposal was taken, if several criteria made some.
     """
 
     round_: Round
@@ -67,6 +69,7 @@ class ScoredRound:
     title: str
     cost: str
     marks: tuple[ScoreMarks, ...]
+    proposals: tuple[str, ...] = ()
 
 
 def chosen_by(record: PruningRecord) -> list[str]:
@@ -114,7 +117,9 @@ def _scored(round_: Round, over: str) -> ScoredRound:
     change: State = "candidate" if round_.verdict == "rejected" else "removed"
     marks = marks_of(round_.scores, round_.kept, change)
     cost = cost_in_words(round_.scores.get("cost") or {}, over)
-    return ScoredRound(round_, round_.criterion, round_.scores.get("title", ""), cost, tuple(marks))
+    return ScoredRound(
+        round_, round_.criterion, round_.scores.get("title", ""), cost, tuple(marks), tuple(proposals_in_words(round_))
+    )
 
 
 def marks_of(values: Mapping[str, Any], kept: Mapping[str, Sequence[int]], change: State) -> list[ScoreMarks]:
