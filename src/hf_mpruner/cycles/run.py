@@ -204,14 +204,11 @@ class Cycles:
         config = self.config
         if fresh and not config.start_epoch:
             raise MPrunerError(
-                f"'{self.source}' has no weights for {sorted(fresh)[:3]}, so each process and each round would begin with "
-                "others. Fine-tune the model and pass the folder it is saved in, or train it here first: "
-                "PruningConfig(start_epoch=1)."
+                f"'{self.source}' has no weights for {sorted(fresh)[:3]}, so each process and each round would begin with others. "
+                "Fine-tune the model and pass the folder it is saved in, or train it here first: PruningConfig(start_epoch=1)."
             )
         self._set_model(whole, None)
         record = self.engine.record
-        with whole_models(), keep_rng_state():
-            self.engine.settle_target()
         write_facts(record, trainer, facts)
         record.training.pop("num_train_epochs", None)  # the config says how long each round trains
         self._write(record)
@@ -333,6 +330,7 @@ class Cycles:
                 time_forward=self._plain.time_forward,
                 record=record,
             )
+            self.engine.settle_target()
 
     def _evaluate(self) -> dict[str, float]:
         self._bench = Workbench(cast("Trainer", self.trainer), self.config, self.given)
