@@ -114,6 +114,14 @@ LIKE_ONE = {
     "adamw_torch": {"optim": "adamw_torch", "average_tokens_across_devices": False, "eval_strategy": "epoch"},
 }
 LIKE_ONE_PRUNING = {"max_metric_drop": 1.0, "granularity": 3, "calibration_batch_size": 6}
+# Rows that do not fill the last batch of two processes.
+PROMISED = {
+    "eval_rows": 121,
+    "per_device_eval_batch_size": 20,
+    "num_train_epochs": 3,
+    "ddp_find_unused_parameters": False,
+}
+PROMISED_PRUNING = {"confidence": 0.95, "max_metric_drop": 0.3, "granularity": 2, "calibration_batch_size": 6}
 SHARDED = {"save_strategy": "epoch", "num_train_epochs": 4, "average_tokens_across_devices": False}
 SHARDED_PRUNING = {"granularity": 2, "max_rounds": 2, "start_epoch": 1, "calibration_batch_size": 6}
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from distributed_kit import LIKE_ONE, LIKE_ONE_PRUNING, bert, fork, launch, results
+from distributed_kit import LIKE_ONE, LIKE_ONE_PRUNING, PROMISED, PROMISED_PRUNING, bert, fork, launch, results
 from trainer_kit import STACK, add, build_trainer
 
 Found = list[dict[str, Any]]
@@ -80,7 +80,7 @@ def test_accelerate_launch_starts_two_processes_as_well(tmp_path: Path, found: F
         assert {one[name]["digest"] for one in results(tmp_path)} == {found[0][name]["digest"]}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw_torch", "last", "rejected", "healed"])
+@pytest.mark.parametrize("name", ["sgd", "adamw_torch", "last", "rejected", "healed", "promised"])
 def test_all_processes_end_with_the_same_model_and_record(name: str, found: Found) -> None:
     first, second = (one[name] for one in found)
     assert first == second
@@ -103,6 +103,21 @@ def test_a_rejected_cut_is_taken_back_on_every_process(found: Found) -> None:
     for one in found:
         assert one["rejected"]["verdicts"] == ["rejected"]
         assert one["rejected"]["before"] == one["rejected"]["after"] != one["rejected"]["next"]
+
+
+def test_a_promise_is_about_the_same_examples_as_with_one_process(found: Found, tmp_path: Path) -> None:
+    trainer = build_trainer(bert(), tmp_path, per_device_train_batch_size=8, **PROMISED)
+    callback = add(trainer, **PROMISED_PRUNING)
+    trainer.train()
+    record = callback.record
+    assert record.baseline is not None
+    first, second = (one["promised"] for one in found)
+    assert first["outcomes"] == second["outcomes"] == record.baseline.outcomes
+    assert len(first["outcomes"]["values"]) == 121
+    assert first["bounds"] == second["bounds"]
+    assert first["verdicts"][0] == "accepted"
+    assert first["levels"] == [round_.level for round_ in record.rounds][: len(first["levels"])]
+    assert first["bounds"][0]["num_examples"] == 121
 
 
 def test_the_main_processs_plan_holds(found: Found) -> None:

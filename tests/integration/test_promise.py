@@ -106,6 +106,22 @@ def test_the_training_ends_with_the_weights_that_were_judged(monkeypatch, make_b
     assert torch.equal(logits(saved), judged)
 
 
+def test_a_search_pays_for_the_rejections_that_it_can_have(monkeypatch, make_bert, tmp_path):
+    config = {"threshold": "auto", "criterion": "tail", "recovery_epochs": 1}
+    watch, trainer, callback = train(
+        monkeypatch, make_bert, tmp_path, {4: 0, 3: 4, 2: 8, 1: 400}, config, num_train_epochs=8
+    )
+    record = callback.record
+    assert [(len(round_.kept[STACK]), round_.verdict) for round_ in record.rounds] == [
+        (3, "accepted"), (1, "rejected"), (2, "accepted"),
+    ]  # fmt: skip
+    assert record.promise["num_branches"] == record.search["num_branches"]
+    levels = TestLevels(1 - 0.95, record.search["num_branches"])
+    assert [round_.level for round_ in record.rounds] == [levels.next(record.verdicts[:i]) for i in range(3)]
+    assert_judged(watch, trainer.model)
+    assert torch.equal(logits(trainer.model), watch.judged[-1])
+
+
 def test_no_step_follows_where_no_round_is_left_as_an_epoch_begins(monkeypatch, make_bert, tmp_path):
     # nothing is alike: the run is over before the first step, whose weights the baseline was measured of
     spy = Spy(on_step_end=lambda: None)
