@@ -198,9 +198,34 @@ def test_quality_at_equal_depth_on_a_model_and_data_of_ones_own(task: str, tmp_p
     assert comparison.to_markdown() in (tmp_path / "quality.md").read_text()
 
 
+@pytest.mark.slow
+def test_runs_on_real_candidates_leave_their_page_and_count_nothing_twice(tmp_path: Path) -> None:
+    small = (
+        "--layers 4 --hidden 16 --originals 200 --train 256 --pool 400 --steps 30 --recovery_steps 2 --sizes 64 100 "
+    )
+    small += "--calibration_samples 32 --repetitions 5 --loss_repetitions 3 --bootstrap_repetitions 2 --strength 0.3"
+    words = [*small.split(), "--budgets", 0.1, 0.3, "--loss_budgets", 0.3, "--output_dir", tmp_path]
+    # 1: so few runs may break a promise
+    first = run("reproduce/guarantee/promise.py", *words, codes=(0, 1))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["results"]) == {"accuracy", "loss", "macro_f1"}
+    runs = results["results"]["accuracy"]["search"]["runs"]["100"]
+    assert set(runs) == {f"{b} {rule}" for b in (0.1, 0.3) for rule in ("plain", "each round alone", "promise")}
+    assert runs["0.3 promise"]["removed"] <= runs["0.3 each round alone"]["removed"] <= runs["0.3 plain"]["removed"]
+    page = (tmp_path / "table.md").read_text()
+    assert "the promise holds in" in page
+    assert (tmp_path / "accuracy-search.png").stat().st_size > 1000
+    (tmp_path / "cells" / "loss-layers-64.json").unlink()
+    again = run("reproduce/guarantee/promise.py", *words, codes=(0, 1))
+    assert "loss-layers-64: " in first
+    assert re.findall(r"^[a-z_0-9-]+: [0-9.]+ s$", again, re.M) == re.findall(r"^loss-layers-64: .*$", again, re.M)
+    assert (tmp_path / "table.md").read_text() == page
+
+
 def test_the_page_of_reproduce_names_every_script_and_every_result() -> None:
     page = (ROOT / "reproduce" / "README.md").read_text(encoding="utf-8")
     scripts = {path.name for path in (ROOT / "reproduce").glob("*.py")}
+    scripts |= {f"guarantee/{path.name}" for path in (ROOT / "reproduce" / "guarantee").glob("*.py")}
     assert {name for name in scripts if f"`{name}`" not in page} == set()
     tables = {
         path.relative_to(ROOT / "reproduce").as_posix() for path in (ROOT / "reproduce").glob("results/**/table.md")
