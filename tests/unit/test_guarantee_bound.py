@@ -44,6 +44,27 @@ def test_a_bound_is_the_same_after_json() -> None:
     assert DropBound.from_dict(json.loads(json.dumps(bound.to_dict()))) == bound
 
 
+@pytest.mark.parametrize(("worse", "better", "same"), [(6, 1, 493), (0, 0, 800), (12, 3, 485)])
+def test_as_many_examples_as_are_said_to_be_needed_are_enough(worse: int, better: int, same: int) -> None:
+    words = {"greater_is_better": True, "max_drop": 0.025, "level": 0.05}
+    bound = bound_drop(*binary(worse, better, same), **words)
+    assert bound.needed is not None
+    more = bound.needed / bound.num_examples
+    more_worse, more_better = round(more * worse), round(more * better)
+    larger = bound_drop(*binary(more_worse, more_better, bound.needed - more_worse - more_better), **words)
+    if bound.holds:
+        assert larger.upper - larger.drop == pytest.approx((bound.upper - bound.drop) / 2, rel=0.15)
+    else:
+        assert larger.holds
+        fewer = round(0.85 * more * worse), round(0.85 * more * better)
+        fewer_same = round(0.85 * bound.needed) - sum(fewer)
+        assert not bound_drop(*binary(*fewer, fewer_same), **words).holds
+
+
+def test_no_number_of_examples_helps_a_drop_above_the_budget() -> None:
+    assert bound_drop(*binary(60, 0, 940), greater_is_better=True, max_drop=0.05, level=0.05).needed is None
+
+
 def test_resamples_are_the_same_for_every_model_and_differ_from_each_other() -> None:
     first, again = list(resample_indices(7, 3)), list(resample_indices(7, 3))
     assert len(first) == NUM_RESAMPLES

@@ -14,6 +14,9 @@ from .outcomes import Outcomes
 from .proportions import PairedTest
 from .replicates import metric_at_most
 
+# The exact test is not asked about more examples than these: it takes seconds there, and the answer is "about" anyway.
+_MOST_TESTED = 100_000
+
 
 @dataclass(frozen=True)
 class DropBound:
@@ -31,7 +34,7 @@ class DropBound:
         num_units (`int`): of paired numbers; the examples for a metric of the whole set.
         unit (`str`): `"examples"` or `"batches"`.
         counts (`dict`): for 0/1 outcomes how many examples got `"worse"`, `"better"`, stayed `"same"`; else empty.
-        needed (`int`, *optional*): about how many examples, at these rates, would make the bound hold; if it holds: would
+        needed (`int`, *optional*): about how many examples in all, at these rates, would make the bound hold; if it holds: would
             halve its distance from the drop. `None` if no number would, or there is no distance.
     """
 
@@ -63,8 +66,12 @@ def bound_drop(
 ) -> DropBound:
     """Bound the true drop of a metric by the paired outcomes of two models.
 
-    0/1 outcomes: an exact test, which holds for any number of examples. Numbers per unit: Student's t. Metrics of the
-    whole set: paired bootstrap. The last two hold for many units, about.
+    0/1 outcomes: an exact test, which holds for any number of examples (`PairedTest`). Numbers per unit: Student's t,
+    corrected for skewness (`mean_at_most`). Metrics of the whole set: paired bootstrap (`metric_at_most`). The last two
+    hold for many units, about; a unit that weighs much and is so rare that the judging set has none is not seen.
+
+    If no outcome differs at all, the models are still not taken for equal: the bound is that of the share of examples on
+    which they may differ nevertheless, times as much as one can weigh.
 
     Args:
         before (`Outcomes`): of the uncut model.
@@ -88,7 +95,7 @@ def bound_drop(
         raise ValueError(f"level={level!r} must be between 0 and 1, max_drop={max_drop!r} a finite number.")
     sign = 1.0 if greater_is_better else -1.0
     differences = [sign * (b - a) for b, a in zip(before.values, after.values, strict=True)]
-    drop, p_value, counts = sign * (before.value - after.value), None, {}
+    drop, p_value, counts, test = sign * (before.value - after.value), None, {}, None
     if before.kind == "binary":
         worse, better = differences.count(1), differences.count(-1)
         counts = {"worse": worse, "better": better, "same": len(differences) - worse - better}
@@ -98,7 +105,7 @@ def bound_drop(
         check_outcomes(before, max_drop=max_drop, level=level)
         upper, method = mean_at_most(differences, before.weights, level, _span(before, after, greater_is_better))
     else:
-        upper, method = metric_at_most(drop, differences, level)
+        upper, method = metric_at_most(drop, before.values, differences, before.num_examples, level)
     return DropBound(
         drop=drop,
         upper=upper,
@@ -111,7 +118,7 @@ def bound_drop(
         num_units=before.num_examples if before.kind == "replicates" else len(before.values),
         unit=before.unit,
         counts=counts,
-        needed=_needed(drop, upper, max_drop, before.num_examples),
+        needed=_needed(drop, upper, max_drop, before.num_examples, test),
     )
 
 
@@ -121,12 +128,26 @@ def _span(before: Outcomes, after: Outcomes, greater_is_better: bool) -> float:
     return 1.0 if greater_is_better and low >= 0 and high <= 1 else high - low
 
 
-def _needed(drop: float, upper: float, max_drop: float, num: int) -> int | None:
-    """Examples for `DropBound.needed`, if the distance of bound and drop shrinks with their square root."""
-    distance, wanted = upper - drop, max_drop - drop
-    if upper <= max_drop:
-        wanted = distance / 2
-    return math.ceil(num * (distance / wanted) ** 2) if wanted > 0 and distance > 0 else None
+def _needed(drop: float, upper: float, max_drop: float, num: int, test: PairedTest | None) -> int | None:
+    """Examples for `DropBound.needed`, to two digits.
+
+    A distance shrinks with the square root of their number, about; with 0/1 outcomes the test itself is asked, at the
+    same rates.
+    """
+    wanted = drop + (upper - drop) / 2 if upper <= max_drop else max_drop
+    if not drop < wanted < upper:
+        return None
+    found = math.ceil(num * ((upper - drop) / (wanted - drop)) ** 2)
+    if test is not None and found < _MOST_TESTED:
+        low, high = num, max(found, 2 * num)
+        while not test.with_examples(high).rejects(wanted) and high < _MOST_TESTED:
+            low, high = high, 2 * high
+        while high > 1.03 * low + 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if test.with_examples(middle).rejects(wanted) else (middle, high)
+        found = high
+    digits = int(10 ** max(len(str(found)) - 2, 0))
+    return math.ceil(found / digits) * digits
 
 
 @lru_cache(maxsize=64)
@@ -175,9 +196,9 @@ def check_outcomes(outcomes: Outcomes, *, max_drop: float, level: float) -> None
             f"{smallest:,} are needed at this confidence, even for a cut that changes no outcome. Judge on more examples, "
             "or allow a larger max_metric_drop, or a lower confidence."
         )
-    if outcomes.kind == "values" and len(outcomes.values) < MIN_UNITS:
+    if outcomes.kind == "values" and len(outcomes.values) < MIN_UNITS[outcomes.unit]:
         batches = outcomes.unit == "batches"
         raise MPrunerError(
-            f"{len(outcomes.values)} evaluation {outcomes.unit} are too few to bound a mean: at least {MIN_UNITS} are "
-            f"needed. {'Lower per_device_eval_batch_size, or judge' if batches else 'Judge'} on more examples."
+            f"{len(outcomes.values)} evaluation {outcomes.unit} are too few to bound a mean: at least "
+            f"{MIN_UNITS[outcomes.unit]} are needed. {'Lower per_device_eval_batch_size, or judge' if batches else 'Judge'} on more examples."
         )

@@ -117,6 +117,11 @@ class PairedTest:
         self.widest = share_at_most(changed, num, self.paid / 2)
         self.narrowest = 1 - share_at_most(num - changed, num, self.paid / 2)
 
+    def with_examples(self, num: int) -> PairedTest:
+        """The same test of so many examples, at the same rates."""
+        worse, better = (round(count * num / self.num) for count in (self.worse, self.better))
+        return PairedTest(num, worse, min(better, num - worse), self.level)
+
     def p_value(self, drop: float, decide: bool = False) -> float:
         """Bound of the p-value of "the true drop is at least this", never below the true supremum.
 
