@@ -450,6 +450,27 @@ def test_prune_text(recovery_epochs, world, tmp_path, run):
     assert (world / "bert" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("recovery_epochs", [0, 1])
+def test_prune_with_a_promise(recovery_epochs, world, tmp_path, run):
+    words = ["prune", world / "bert", "--dataset", world / "text", *EAGER[:2], "--calibration_batch_size", 8]
+    words += ["--recovery_epochs", recovery_epochs, "--confidence", 0.9, "--granularity", 2, "--max_rounds", 1]
+    few = run(*words, "--max_metric_drop", 0.02, "--output_dir", tmp_path / "few")
+    assert few.code in (1, 2)
+    assert "16 examples are too few" in few.err
+    assert not (tmp_path / "few").exists()
+    result = run(*words, "--max_metric_drop", 0.5, "--output_dir", tmp_path / "smaller")
+    assert result.code == 0, result.err
+    report = PruningReport.load(tmp_path / "smaller")
+    (round_,) = report.rounds
+    assert round_.bound["num_examples"] == 16
+    assert round_.bound["counts"].keys() == {"worse", "better", "same"}
+    assert report.record.promise == {"confidence": 0.9, "max_metric_drop": 0.5, "num_branches": 2}
+    assert round_.verdict == "accepted"
+    assert "promise: With probability 90 % or more the accuracy of the model is at most 0.500 lower" in result.out
+    assert "**Promise**: With probability 90 % or more" in (tmp_path / "smaller" / "README.md").read_text()
+    assert (f"at most {round_.bound['upper']:+.4f})." in result.err) == (recovery_epochs == 1)
+
+
 def test_prune_images_in_a_process_keeps_stdout_for_data(world, tmp_path):
     from transformers import AutoModelForImageClassification
 
