@@ -214,3 +214,54 @@ def test_auto_shows_a_plan_for_every_number_and_finds_the_number_by_training(run
     assert record.stopped.startswith(("no further layer can go", "the search is over"))  # the epochs were enough
     assert "may need" not in found.err
     assert f"recoveries: {len(record.rounds)} of at most 3" in found.out
+
+
+@pytest.fixture
+def many_rows(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for split, first, last in (("train", 0, 24), ("validation", 100, 180), ("test", 200, 240)):
+        rows = [{"text": f"{lines()[i % 24]} {i}", "label": i % 2} for i in range(first, last)]
+        Dataset.from_list(rows).to_csv(folder / f"{split}.csv", index=False)
+    return folder
+
+
+PROMISED = ["--confidence", "0.9", "--max_metric_drop", "0.5", "--calibration_samples", "16", "--max_rounds", "1"]
+
+
+def test_with_a_promise_labels_that_choose_are_taken_from_the_examples_that_judge(world, many_rows, tmp_path, run):
+    words = ["prune", world / "model", "--dataset", many_rows, *PROMISED, "--layers_per_round", 1]
+    for epochs, flags, role, split, numbers in (
+        (1, ["--criterion", "loss"], "choosing", "validation", (16, 64)),
+        (0, ["--criterion", "loss", "--choosing_split", "test"], "choosing", "test", (16, 80)),
+        (0, ["--criterion", "cka"], "calibration", "train", (16, 80)),
+        (0, ["--criterion", "cka", "--calibration_split", "validation"], "calibration", "validation", (16, 64)),
+    ):
+        out = tmp_path / f"{'-'.join(flags)}{epochs}"
+        result = run(*words, *flags, "--recovery_epochs", epochs, "--output_dir", out)
+        assert result.code == 0, result.err
+        assert f"on {numbers[0]} examples, {numbers[1]} judge." in result.err
+        assert "Warning" not in result.err
+        record = PruningReport.load(out).record
+        assert record.baseline.num_examples == record.rounds[0].bound["num_examples"] == numbers[1]
+        assert (record.data[role]["split"], record.data["judging"]["split"]) == (split, "validation")
+        assert record.data[role].get("drawn_from") == (80 if split == "validation" else None)
+        assert {"calibration", "choosing"} & set(record.data) == {role}
+        assert "same data that judged" not in (out / "README.md").read_text()
+
+
+def test_a_split_to_choose_by_that_nothing_chooses_by_is_refused(world, many_rows, tmp_path, run):
+    words = [
+        "prune",
+        world / "model",
+        "--dataset",
+        many_rows,
+        "--choosing_split",
+        "other",
+        "--output_dir",
+        tmp_path / "o",
+    ]
+    refused = run(*words, "--criterion", "loss", "--layers_per_round", 1)
+    assert (refused.code, "nothing is kept apart" in refused.err) == (2, True)
+    refused = run(*words, *PROMISED)
+    assert (refused.code, "--criterion cka reads no labels" in refused.err) == (2, True)

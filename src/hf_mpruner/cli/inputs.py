@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mpruner.config import PruningConfig
-from hf_mpruner.data import Columns, column_types
+from hf_mpruner.data import Columns, column_types, size_parts, split_parts
 from hf_mpruner.record import PruningRecord
 from hf_mpruner.scoring import LoadedMetric, load_metrics
 from hf_mpruner.tasks import Purpose, Settings, Task
@@ -19,13 +19,18 @@ from hf_mpruner.tasks import Purpose, Settings, Task
 from .loading import choose_columns, choose_task, load_split, read_settings, take
 from .models import load_config, load_for_task, load_processor
 from .parser import UsageError, closest
+from .scores import needs_labels
 
 _WEIGHTS_SHOWN = 3
 _TRAIN_HEAD = "Pass --start_epoch N to train it for N epochs before the first cut, or fine-tune it first."
 
 
 class Inputs(NamedTuple):
-    """Everything that was loaded, before anything is measured or trained."""
+    """Everything that was loaded, before anything is measured or trained.
+
+    Layers are measured on `calibration`, a sample of the split `measured_split`; `drawn_from` is the number of examples of
+    the evaluation split if it was split into that and `judge`.
+    """
 
     task: Task
     model: PreTrainedModel
@@ -36,6 +41,8 @@ class Inputs(NamedTuple):
     train: Any
     judge: Any
     calibration: Any
+    measured_split: str
+    drawn_from: int | None
 
     def prepare(self, data: Any, purpose: Purpose) -> Any:
         """Raw rows as the task's model inputs."""
@@ -58,10 +65,16 @@ def load_inputs(args: argparse.Namespace, config: PruningConfig, untrained: str 
     task = choose_task(args, model_config)
     metrics = read_metrics(args)
     train, judge = load_split(args, "train_split"), load_split(args, "eval_split")
-    calibration = train if args.calibration_split is None else load_split(args, "calibration_split")
+    flag = measured_flag(args, config)
+    measured_split = getattr(args, flag)
+    calibration = train if flag == "train_split" else judge if flag == "eval_split" else load_split(args, flag)
     refuse_unused_labels(args, train, task)
     columns = choose_columns(args, train, task, need_label=True)
     train, judge, calibration = (take(args, data, columns, task) for data in (train, judge, calibration))
+    drawn_from = None
+    if config.keeps_sets_apart and measured_split == args.eval_split:
+        drawn_from = len(judge)
+        calibration, judge = split_evaluation(judge, config)
     options = task.processor_options(model_config)
     processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code, **options)
     model, new = load_for_task(
@@ -80,7 +93,48 @@ def load_inputs(args: argparse.Namespace, config: PruningConfig, untrained: str 
     if task.kind == "text" and getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = processor.pad_token_id
     settings = read_settings(args, config.seed)
-    return Inputs(task, model, processor, columns, settings, metrics, train, judge, calibration)
+    data = (train, judge, calibration, measured_split, drawn_from)
+    return Inputs(task, model, processor, columns, settings, metrics, *data)
+
+
+def measured_flag(args: argparse.Namespace, config: PruningConfig) -> str:
+    """Name of the flag whose split layers are measured on.
+
+    By default that is the train split; with a promise or a search, a criterion that reads labels is measured on a part of
+    the evaluation split, since the model knows the train split by heart.
+
+    Raises:
+        UsageError: for `--choosing_split` where nothing chooses by it.
+    """
+    labels = needs_labels(config)
+    if getattr(args, "choosing_split", None) is not None:
+        if not config.keeps_sets_apart or not labels:
+            why = (
+                f"--criterion {config.criterion} reads no labels"
+                if config.keeps_sets_apart
+                else "nothing is kept apart"
+            )
+            raise UsageError(
+                f"--choosing_split {args.choosing_split}: {why}. Name the data that layers are measured on by --calibration_split, or "
+                "pass --confidence 0.95 and a criterion that reads labels, e.g. loss."
+            )
+        return "choosing_split"
+    if args.calibration_split is not None:
+        return "calibration_split"
+    return "eval_split" if config.keeps_sets_apart and labels else "train_split"
+
+
+def split_evaluation(data: Any, config: PruningConfig) -> tuple[Any, Any]:
+    """Raw rows of the evaluation split in two: those that layers are measured on, and those that judge.
+
+    Raises:
+        UsageError: if there are too few.
+    """
+    size, _ = size_parts(len(data), config.calibration_samples, calibration=True, choosing=False, judging=True)
+    parts = split_parts(data, seed=config.seed, calibration=size, choosing=0)
+    if parts.judging is None:
+        raise UsageError(f"--eval_split has {len(data)} examples, too few to measure on some and judge by others.")
+    return parts.calibration, parts.judging
 
 
 def read_metrics(args: argparse.Namespace) -> list[LoadedMetric]:
@@ -121,13 +175,17 @@ def name_data(args: argparse.Namespace, record: PruningRecord, inputs: Inputs) -
     """Write into the record what the flags say of the data and the task, where the data does not say it itself."""
     tag = inputs.task.pipeline_tag
     record.pipeline_tag = None if tag == inputs.task.head.pipeline_tag else tag
-    splits = {"training": args.train_split, "judging": args.eval_split}
-    splits["calibration"] = args.calibration_split or args.train_split
+    measured = "choosing" if "choosing" in record.data else "calibration"
+    splits = {"training": args.train_split, "judging": args.eval_split, measured: inputs.measured_split}
     named = {} if Path(args.dataset).exists() else {"dataset": args.dataset, "config": args.dataset_config}
     for role, split in splits.items():
         if role in record.data:
             said = {key: value for key, value in {**named, "split": split}.items() if value is not None}
             record.data[role] = {**record.data[role], **said}
+            if inputs.drawn_from is not None and role != "training":
+                seed = record.config["seed"]
+                drawn = {"source": "part of the evaluation set", "drawn_from": inputs.drawn_from, "seed": seed}
+                record.data[role].update(drawn)
 
 
 def refuse_unused_labels(args: argparse.Namespace, data: Any, task: Task) -> None:

@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("what trains, chooses and judges")
     data.add_argument("--train_split", default="train", help="trains between the rounds (default: train)")
     data.add_argument("--eval_split", default="validation", help="judges every round (default: validation)")
-    data.add_argument("--calibration_split", help="layers are chosen on a sample of it (default: the train split)")
+    data.add_argument(
+        "--calibration_split",
+        help="layers are chosen on a sample of it (default: the train split; with --confidence or --threshold auto and a "
+        "criterion that reads labels, a part of the eval split, which then judges nothing)",
+    )
+    data.add_argument("--choosing_split", help="with these, the same for a criterion that reads labels")
     training = parser.add_argument_group("recovery training", "names and meaning as in TrainingArguments")
     training.add_argument("--learning_rate", type=float, default=5e-5, help="default: 5e-5")
     training.add_argument("--batch_size", type=int, default=16, help="examples a device and step (default: 16)")
@@ -201,7 +206,8 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
     how = "similarity is measured" if config.plans_by_threshold else f"layers are scored by {config.criterion}"
     parts = [f"{how} on {len(calibration):,} examples", f"{len(judge):,} judge"]
     say(args, ", ".join([*([] if train is None else [f"{len(train):,} train"]), *parts]) + ".")
-    if args.eval_split in (args.train_split if trains else None, args.calibration_split or args.train_split):
+    chose = None if inputs.drawn_from else inputs.measured_split
+    if args.eval_split in (args.train_split if trains else None, chose):
         say(
             args,
             f"Warning: '{args.eval_split}' judges and is also used before. For an unbiased verdict name another part "
@@ -221,7 +227,8 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
             )
             report.record.metric_sources = getattr(trainer.compute_metrics, "sources", {})
         else:
-            callback = LayerPruningCallback(trainer, config, calibration=calibration)
+            judging = judge if config.keeps_sets_apart else None
+            callback = LayerPruningCallback(trainer, config, calibration=calibration, judging=judging)
             trainer.add_callback(callback)
             trainer.train()
             report = callback.report
