@@ -41,8 +41,8 @@ class Inputs(NamedTuple):
     train: Any
     judge: Any
     calibration: Any
-    measured_split: str
-    drawn_from: int | None
+    measured_split: str = ""
+    drawn_from: int | None = None
 
     def prepare(self, data: Any, purpose: Purpose) -> Any:
         """Raw rows as the task's model inputs."""
