@@ -146,6 +146,9 @@ def test_the_figures_of_pages_on_a_model_and_data_of_ones_own(tmp_path: Path) ->
     words = ["--model", tmp_path / "fill-mask", "--data", tmp_path / "data", "--runs", 2, "--num_samples", 16]
     found = run("reproduce/early_stop.py", *words, "--num_batches", 12, "--max_length", 16, codes=(0, 1))
     assert "16 examples, at 0.99" in found
+    words = ["--model", tmp_path / "fill-mask", "--data", tmp_path / "data", "--runs", 3, "--num_samples", 32]
+    found = run("reproduce/shuffled_null.py", *words, "--max_length", 16, codes=(0, 1))
+    assert "3. neighbours, 32 examples in batches of 32" in found
     printed = run(
         "reproduce/recovery.py", tmp_path / "fill-mask", tmp_path / "data", "--train", 48, "--test", 32, "--epochs", 1
     )

@@ -237,13 +237,11 @@ def num_branches(num_numbers: int) -> int:
 
 def why_over(record: PruningRecord, standing: Standing) -> str:
     """Why no further number is tried, in words."""
-    found = f"{standing.removed} of {sum(record.depths.values())} layers go"
     if standing.rejected is None:
         reason = "no further layer can go" if standing.removed else "no layer can go"
-    elif standing.removed:
-        reason = f"the search is over: {found}, {standing.rejected} were rejected"
     else:
-        reason = f"the search is over: even {standing.rejected} of {sum(record.depths.values())} layers was rejected"
+        found = f"{standing.removed} of {sum(record.depths.values())} layers go"
+        reason = f"the search is over: {found}, a cut of {standing.rejected} was rejected"
     refused = {sum(record.depths.values()) - sum(map(len, kept.values())) for kept in standing.refused}
     below = sorted(number for number in refused if standing.rejected is None or number < standing.rejected)
     return f"{reason}; cuts to lose {', '.join(map(str, below))} were refused" if below else reason

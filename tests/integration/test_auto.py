@@ -148,7 +148,7 @@ def test_a_second_training_goes_on_where_the_search_was(tmp_path, make_bert):
     assert tried_by(trainer, callback)[0] == [1, 3, 7, 5, 6]
     trainer.train()  # nothing is left to try, and nothing is tried again
     assert tried_by(trainer, callback)[0] == [1, 3, 7, 5, 6]
-    assert callback.record.stopped == "the search is over: 5 of 8 layers go, 6 were rejected"
+    assert callback.record.stopped == "the search is over: 5 of 8 layers go, a cut of 6 was rejected"
 
 
 def depth_values(depth, step):
@@ -187,7 +187,7 @@ def test_cycles_search_with_a_fresh_trainer_for_each_candidate(tmp_path):
     assert removed_in(report.record) == [1, 3, 2]
     assert [round_.verdict for round_ in report.rounds] == ["accepted", "rejected", "accepted"]
     assert {round_.criterion for round_ in report.rounds} == {"cka_evidence"}
-    assert report.record.stopped == "the search is over: 2 of 4 layers go, 3 were rejected"
+    assert report.record.stopped == "the search is over: 2 of 4 layers go, a cut of 3 was rejected"
     assert len(maker.trainers) == 4  # the uncut model's, and one for each candidate
 
 

@@ -123,9 +123,9 @@ def test_a_cut_that_was_taken_back_without_an_evaluation_was_not_tested():
 
 def test_the_words_at_the_end_name_what_was_found():
     _, record = run(12, lambda number, _: number <= 4)
-    assert why_over(record, stand(record)) == "the search is over: 4 of 12 layers go, 5 were rejected"
+    assert why_over(record, stand(record)) == "the search is over: 4 of 12 layers go, a cut of 5 was rejected"
     assert why_over(*(lambda r: (r, stand(r)))(run(12, lambda *_: False)[1])).endswith(
-        "even 1 of 12 layers was rejected"
+        "0 of 12 layers go, a cut of 1 was rejected"
     )
     assert why_over(*(lambda r: (r, stand(r)))(run(12, lambda *_: True)[1])) == "no further layer can go"
 
