@@ -2,7 +2,7 @@ r"""What the similarity of all pairs of layers costs over a plain forward pass o
 
     python benchmarks/analysis_overhead.py                   # 12 layers of BERT-base size, batch 32, 128 tokens, CPU
     python benchmarks/analysis_overhead.py --padding 0.5     # examples of different lengths; without the other libraries
-    python benchmarks/analysis_overhead.py --model llama --layers 32 --hidden 4096 --batch 8 --length 512 --batches 4 \
+    python benchmarks/analysis_overhead.py --model llama --layers 32 --hidden 4096 --batch 32 --length 512 --batches 4 \
         --device cuda --dtype bfloat16
 
 Sides take turns on the same batches. `by hooks` is the processor time spent in our hooks within the very pass they ran in,
@@ -160,8 +160,8 @@ def say_how_far(results: Results, model: nn.Module, torch_cka: Side, ours: Side)
     )
     results.note(
         f"torch-cka and our default protocol differ by at most {off:.1e} in float32 and {off_exact:.1e} in float64; ours in "
-        f"float32 and in float64 by {own_off:.1e}. torch-cka does not centre the features before it multiplies them, and what "
-        "all examples have in common takes the digits of a float32 product."
+        f"float32 and in float64 by {own_off:.1e}. torch-cka does not centre the features before it multiplies them: the more "
+        "all examples have in common, the fewer digits of its float32 products are left."
     )
 
 

@@ -97,7 +97,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "memory_gb": round(pages / 1e9, 1),
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 

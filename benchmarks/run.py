@@ -64,7 +64,7 @@ def page(folder: Path) -> str:
     lines = [
         "# Results of the benchmarks",
         "",
-        "Written by `python benchmarks/run.py`. What each compares: [../README.md](../README.md).",
+        f"Written by `python benchmarks/run.py`. What each compares: [README.md]({os.path.relpath(HERE / 'README.md', folder)}).",
         "",
     ]
     for about in sorted({machine_line(result) for result in results}):
