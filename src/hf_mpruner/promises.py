@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from typing import cast
 
 from .config import PruningConfig
 from .errors import MPrunerError
@@ -79,7 +80,7 @@ class Promise:
         """Error rate of the next test; it depends on earlier verdicts only."""
         return TestLevels(1 - record.promise["confidence"], record.promise["num_branches"]).next(record.verdicts)
 
-    def test(self, record: PruningRecord, metric: Metric, measured: Measurement, level: float) -> DropBound:
+    def test(self, record: PruningRecord, metric: Metric, measured: Measurement, level: float) -> DropBound | str:
         """After the evaluation of a cut model: bound its drop against the uncut model.
 
         Args:
@@ -88,10 +89,15 @@ class Promise:
             measured (`Measurement`): of the cut model.
             level (`float`): error rate of this test.
 
+        Returns:
+            `DropBound`, or in words why this model has no outcomes (its metric is no number on a resample, say): a rejection.
+
         Raises:
             MPrunerError: if its outcomes cannot be paired with those of the uncut model.
         """
-        after, bound = self._outcomes(metric, measured.metric), None
+        after, bound = self._outcomes(metric, measured.metric, is_uncut=False), None
+        if isinstance(after, str):
+            return after
         with self.runtime.together("bounding the drop"):
             if self.runtime.is_main_process:
                 if record.baseline is None or record.baseline.outcomes is None:
@@ -106,10 +112,7 @@ class Promise:
                     )
                 except ValueError as error:
                     raise MPrunerError(f"The drop of the {metric.name} cannot be bounded: {error}") from error
-        found = self.runtime.broadcast(bound)
-        if found is None:
-            raise MPrunerError("The main process sent no bound.")
-        return found
+        return cast(DropBound, self.runtime.broadcast(bound))
 
     def rehearse(self, record: PruningRecord, metric: Metric, value: float | None) -> Outcomes:
         """After an evaluation of the uncut model: refuse what no cut could pass, however good it were.
@@ -125,18 +128,26 @@ class Promise:
         Raises:
             MPrunerError: if the metric has no outcomes, or there are too few of them.
         """
-        found = self._outcomes(metric, value)
+        found = cast(Outcomes, self._outcomes(metric, value, is_uncut=True))
         first = TestLevels(1 - self.confidence, num_branches(self.config, record)).next([])
         check_outcomes(found, max_drop=self.config.max_metric_drop, level=first)
         if self.runtime.is_main_process:
             _warn_if_tight(found, self.config.max_metric_drop, first)
         return found
 
-    def _outcomes(self, metric: Metric, value: float | None) -> Outcomes:
-        """Of the last evaluation, as the main process has them."""
+    def _outcomes(self, metric: Metric, value: float | None, *, is_uncut: bool) -> Outcomes | str:
+        """Of the last evaluation, as the main process has them; of a cut model, in words why it has none."""
         with self.runtime.together("reading the outcomes of an evaluation"):
-            found = self._take(metric.name)
+            found: Outcomes | str
+            try:
+                found = self._take(metric.name)
+            except MPrunerError as error:
+                if is_uncut:
+                    raise
+                found = " ".join(str(error).split())
         found = self.runtime.broadcast(found)
+        if isinstance(found, str):
+            return found
         if value is None or not math.isclose(found.value, value, rel_tol=ROUNDING, abs_tol=ROUNDING / 10):
             raise MPrunerError(
                 f"The evaluation gave {metric.name}={value}, but its outcomes on the examples give {found.value:.6g}, so they "
@@ -189,14 +200,16 @@ def check_same_promise(config: PruningConfig, record: PruningRecord) -> None:
     )
 
 
-def verdict_in_words(name: str, value: float, bound: DropBound) -> str:
+def verdict_in_words(name: str, value: float, bound: DropBound | str) -> str:
     """What a test has found, as the reason of a round.
 
     Args:
         name (`str`): of the metric.
         value (`float`): the cut model's.
-        bound (`DropBound`): of its drop.
+        bound (`DropBound`, or `str`): of its drop, or why there is none.
     """
+    if isinstance(bound, str):
+        return f"{name} {value:.6g}, which cannot be compared example by example: {bound}"
     units = "" if bound.unit == "examples" else f" in {bound.num_units:,} {bound.unit}"
     on = f"{bound.method}, {bound.num_examples:,} examples{units}"
     found = f"{name} {value:.6g}, drop {bound.drop:.6g}, at most {bound.upper:.6g} with error rate {bound.level:.4g} ({on})"

@@ -199,7 +199,8 @@ class Judge:
         round_.drop = self._metric.drop(record.baseline.metric, value)
         if self.promise is not None and level is not None:
             bound = self.promise.test(record, self._metric, measured, level)
-            round_.level, round_.bound, accepted = level, bound.to_dict(), bound.holds
+            round_.level, accepted = level, not isinstance(bound, str) and bound.holds
+            round_.bound = None if isinstance(bound, str) else bound.to_dict()
             round_.reason = verdict_in_words(name, value, bound)
         else:
             accepted = round_.drop <= allowed + ROUNDING * max(1.0, abs(record.baseline.metric))

@@ -169,6 +169,23 @@ def test_outcomes_of_other_examples_are_refused():
     assert engine.record.verdicts == []
 
 
+def test_a_cut_model_without_outcomes_is_rejected_and_the_run_goes_on():
+    class Odd(Judged):
+        def outcomes(self, metric):
+            if self.depth() == 1:
+                raise MPrunerError("accuracy is no number\non a resample.")
+            return super().outcomes(metric)
+
+    model = make_custom()
+    engine = run(make_engine(model, CUSTOM_STACK, {}, judged=Odd(lambda: len(model.layers), {})))
+    first, second = engine.record.rounds[:2]
+    assert (first.verdict, first.bound, second.verdict) == ("rejected", None, "accepted")
+    assert engine.record.verdicts[:2] == [False, True]
+    assert first.reason == (
+        "accuracy 0.9, which cannot be compared example by example: accuracy is no number on a resample."
+    )
+
+
 def test_a_plan_carries_no_outcomes():
     engine = run(make_engine(make_custom(), CUSTOM_STACK, {1: 400, 2: 20}))
     evidence = engine.record.to_plan().evidence
