@@ -216,7 +216,7 @@ def life(folder, metric, *, ranks=1, checkpoint=None, train=True):
 
 CRITERIA = (
     "cka", "cka_segments", "block_influence", "angular", "relative_magnitude", "magnitude", "taylor", "loss",
-    "greedy_loss", "output_change", "laco", "mka", "tail", "alternate", "random",
+    "greedy_loss", "output_change", "laco", "mka", "mixture", "tail", "alternate", "random",
 )  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def scored_run(criterion, folder, *, ranks=1, **arguments):
     (round_,) = callback.record.rounds
     scores = round_.scores["scores"][STACK]
     return {
-        "kept": round_.kept[STACK], "values": scores["values"], "merged": round_.merged.get(STACK, {}),
+        "left_out": list(scores["details"].get("left_out", ())), "kept": round_.kept[STACK], "values": scores["values"], "merged": round_.merged.get(STACK, {}),
         "cost": [round_.scores["cost"][key] for key in ("forward_passes", "backward_passes")],
         "weights": {name: full(param.detach()).abs().mean().item() for name, param in model.named_parameters()},
     }  # fmt: skip

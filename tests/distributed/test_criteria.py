@@ -30,6 +30,9 @@ def test_two_processes_score_and_cut_as_one(found: tuple[str, Found], name: str,
         assert "'taylor' needs gradients, which FSDP2 does not give" in first[name]["failed"]
         return
     assert first[name] == second[name]
+    if (kind, name) == ("fsdp", "mixture"):
+        assert first[name]["left_out"] == ["taylor"]
+        return
     alone = scored_run(name, tmp_path)
     assert (first[name]["kept"], first[name]["merged"]) == (alone["kept"], alone["merged"])
     for one, other in zip(first[name]["values"], alone["values"], strict=True):

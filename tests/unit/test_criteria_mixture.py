@@ -6,7 +6,6 @@ import copy
 import itertools
 import json
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,8 +26,18 @@ from hf_mpruner.criteria import (
 from hf_mpruner.criteria.mixture import Mixture
 from hf_mpruner.criteria.output_change import angular
 from hf_mpruner.errors import CalibrationError
+from hf_mpruner.runtime import SingleProcess
 
 GPT2, BERT = "transformer.h", "bert.encoder.layer"
+
+
+class Sharded(SingleProcess):
+    """Forward passes communicate; nobody else is there."""
+
+    equal_forwards = True
+
+    def __init__(self, name):
+        self.name = name
 
 
 class Fixed(Criterion):
@@ -188,7 +197,7 @@ def test_without_labels_the_change_of_the_output_judges(make_bert, caplog):
 
 def test_what_cannot_be_had_of_parts_of_layers_is_left_out(gpt2, texts, stacks):
     inputs = CriterionInputs(gpt2, stacks, texts, num_removed={GPT2: 1})
-    inputs.runtime = SimpleNamespace(equal_forwards=True, name="FSDP2", is_main_process=True)
+    inputs.runtime = Sharded("FSDP2")
     found = score_layers(Mixture(["taylor", "tail"]), inputs).scores[GPT2]
     assert found.details["left_out"] == {"taylor": "FSDP2 gives no gradients of single layers."}
 

@@ -172,7 +172,10 @@ def _find_judge(inputs: CriterionInputs) -> tuple[str, Begin]:
 
 
 class _Trials:
-    """Values of the model without layers of one stack; what was measured before is not measured again."""
+    """Values of the model without layers of one stack; what was measured before is not measured again.
+
+    The main process's values hold on all: where forward passes communicate, every process must go on with the same plans.
+    """
 
     def __init__(self, inputs: CriterionInputs, stack: BlockStack, begin: Begin) -> None:
         self._inputs, self._stack, self._begin = inputs, stack, begin
@@ -182,7 +185,8 @@ class _Trials:
         keys: list[Layers] = [tuple(sorted(layers)) for layers in removals]
         new = list(dict.fromkeys(key for key in keys if key not in self.known))
         if new:
-            self.known.update(zip(new, measure_without(self._inputs, self._stack, self._begin, new), strict=True))
+            values = measure_without(self._inputs, self._stack, self._begin, new)
+            self.known.update(zip(new, self._inputs.runtime.broadcast(values), strict=True))
         return [self.known[key] for key in keys]
 
 
@@ -206,6 +210,7 @@ def _propose(
                 proposed.setdefault(tuple(sorted(select())), []).append(speaker)
             except ValueError:  # so many cannot go together, or not by this criterion
                 continue
+    proposed = inputs.runtime.broadcast(proposed)
     whole, *measured = trials([(), *proposed])
     values = dict(zip(proposed, measured, strict=True))
 
