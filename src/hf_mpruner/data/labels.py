@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .loading import quiet_bars
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig
@@ -85,7 +87,8 @@ def _is_list(feature: Any) -> bool:
 def _values(dataset: Dataset, column: str) -> list[Any]:
     """Each different label once."""
     if not _is_list(dataset.features[column]):
-        return list(dataset.unique(column))
+        with quiet_bars():  # a part of a data set is written anew first
+            return list(dataset.unique(column))
     return list(dict.fromkeys(tag for tags in dataset[column] for tag in tags or ()))
 
 
