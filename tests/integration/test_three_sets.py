@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset
+from transformers import BertForSequenceClassification
 
-from hf_mpruner import LayerPruningCallback, PruningConfig
+from cycles_kit import save_bert
+from hf_mpruner import LayerPruningCallback, PruningConfig, prune_in_cycles
 from hf_mpruner.architectures import find_block_stacks
 from hf_mpruner.card.prose import limits
 from hf_mpruner.criteria import find_criterion
@@ -308,3 +310,43 @@ def test_so_many_outcomes_may_be_lost_and_no_more(level):
         bound = bound_drop(before, after, greater_is_better=True, max_drop=0.1, level=level)
         assert bound.holds == (lost == spare)
     assert 0 < spare < 15
+
+
+def test_in_cycles_each_fresh_trainer_judges_by_the_same_part(tmp_path):
+    source, trainers = save_bert(tmp_path / "source"), []
+
+    def make_trainer(path):
+        trainer = build_trainer(BertForSequenceClassification.from_pretrained(path), tmp_path / "training")
+        trainer.eval_dataset = Watched(size)
+        trainers.append(trainer)
+        return trainer
+
+    config = PruningConfig(threshold=0.0, max_metric_drop=0.5, confidence=0.9, calibration_samples=16, max_rounds=1)
+    size = 100
+    record = prune_in_cycles(make_trainer, source, config, output_dir=tmp_path / "out").record
+    assert [round_.verdict for round_ in record.rounds] == ["accepted"]
+    first, second = (trainer.eval_dataset.read for trainer in trainers)
+    judged = second[-84:]  # only the first is measured on
+    assert len(set(judged)) == 84
+    assert judged in [first[start : start + 84] for start in range(len(first))]
+    assert len(set(first) - set(judged)) == 16
+    assert not set(second) - set(judged)
+    assert (record.data["calibration"]["num_examples"], record.data["judging"]["drawn_from"]) == (16, 100)
+    size = 99
+    with pytest.raises(MPrunerError, match=r"drawn from: 100 \(now 99\)"):
+        prune_in_cycles(make_trainer, source, config, output_dir=tmp_path / "out")
+
+
+def test_a_training_is_not_gone_on_with_by_other_examples(make_bert, tmp_path):
+    def train(data, **how):
+        trainer = build_trainer(make_bert(num_labels=2), tmp_path, save_strategy="epoch")
+        trainer.eval_dataset = data
+        config = PruningConfig(threshold=0.0, max_metric_drop=0.5, confidence=0.9, calibration_samples=16)
+        trainer.add_callback(LayerPruningCallback(trainer, config))
+        trainer.train(**how)
+        return trainer
+
+    train(Rows(100, 1))
+    with pytest.raises(MPrunerError, match="verdicts of this run so far are of other examples"):
+        train(Rows(101, 1), resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    train(Rows(100, 1), resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

@@ -175,3 +175,13 @@ def test_examples_that_are_trained_on_are_counted(caplog):
     assert not caplog.records
     warn_of_trained(rows(0, 200), rows(180, 280))
     assert "20 of the 100 examples that judge are also trained on" in caplog.text
+
+
+def test_large_rows_of_any_form_are_compared_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr("hf_mpruner.data.examples._BYTES_AT_ONCE", 10_000)
+    pixels = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    stored = Dataset.from_dict({"pixel_values": pixels[:8].numpy(), "labels": [0] * 8})
+    given = [{"pixel_values": row, "labels": 1} for row in pixels[5:]]
+    assert find_overlap(stored, given) == find_overlap(stored.with_format("torch"), given) == (3, 7, False, 0.0)
+    changed = stored.with_transform(lambda batch: {"pixel_values": [torch.rand(3) for _ in batch["labels"]]})
+    assert find_overlap(changed, stored.select(range(4))).rows == 4, "as they are stored"

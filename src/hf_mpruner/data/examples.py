@@ -17,9 +17,11 @@ from torch.utils.data import IterableDataset, Subset
 from ..runtime import keep_rng_state
 
 # Rows of a data set that its digest is of, and that are looked for in another one: of `datasets`, which reads many at
-# once and undecoded, and of anything else.
-_DIGESTED, _COMPARED, _COMPARED_SLOWLY = 256, 10_000, 2_000
-_AT_ONCE = 1_000
+# once and undecoded, as far as they have so many bytes together, and of anything else.
+_DIGESTED, _COMPARED, _COMPARED_AT_LEAST, _COMPARED_SLOWLY = 256, 10_000, 500, 2_000
+_BYTES, _BYTES_AT_ONCE = 2e8, 1e6
+# What a model reads of an example, by the names of transformers; the first that is there.
+_FED = ("input_ids", "pixel_values", "input_features", "input_values", "text")
 
 
 class Overlap(NamedTuple):
@@ -85,7 +87,7 @@ def find_overlap(first: Any, second: Any) -> Overlap:
 
     `Subset`s of one data set are compared by their indices. Else rows are equal if what the model reads of them is, by
     SHA-256: the `input_ids`, the pixels or the text, or the whole row if it has none of these. Up to 10,000 rows of a
-    `datasets.Dataset` and 2,000 of anything else are read; of more, a sample that is drawn alike each time, and what is
+    `datasets.Dataset` (500 at least where rows are large) and 2,000 of anything else are read; of more, a sample that is drawn alike each time, and what is
     found is scaled up.
 
     Args:
@@ -115,15 +117,13 @@ def find_overlap(first: Any, second: Any) -> Overlap:
 
 def _digests(data: Any, indices: Sequence[int]) -> Iterator[bytes]:
     """Digests of what the model reads of each row, or of a sample of the rows."""
-    from datasets import Dataset
-
     most = _most(data)
     if len(indices) > most:
         indices = [indices[place] for place in sorted(random.Random(0).sample(range(len(indices)), most))]
-    if isinstance(data, Dataset):
-        stored = data.with_format("arrow")
-        for start in range(0, len(indices), _AT_ONCE):
-            for row in stored[list(indices[start : start + _AT_ONCE])].to_pylist():
+    if (stored := _stored(data)) is not None:
+        at_once = max(int(_BYTES_AT_ONCE / _row_bytes(stored)), 1)
+        for start in range(0, len(indices), at_once):
+            for row in stored[list(indices[start : start + at_once])].to_pylist():
                 yield _digest(_fed(row))
         return
     with keep_rng_state():
@@ -132,9 +132,25 @@ def _digests(data: Any, indices: Sequence[int]) -> Iterator[bytes]:
 
 
 def _most(data: Any) -> int:
+    """How many rows are compared."""
+    stored = _stored(data)
+    if stored is None:
+        return _COMPARED_SLOWLY
+    return min(_COMPARED, max(int(_BYTES / _row_bytes(stored)), _COMPARED_AT_LEAST))
+
+
+def _stored(data: Any) -> Any:
+    """What a `datasets.Dataset` has of its rows, before any transform: the column that the model reads, if it is known."""
     from datasets import Dataset
 
-    return _COMPARED if isinstance(data, Dataset) else _COMPARED_SLOWLY
+    if not isinstance(data, Dataset):
+        return None
+    fed = [name for name in _FED if name in data.column_names][:1]
+    return (data.select_columns(fed) if fed else data).with_format("arrow")
+
+
+def _row_bytes(stored: Any) -> float:
+    return max(stored.data.nbytes / max(stored.data.num_rows, 1), 1.0)
 
 
 def _unwrapped(data: Any) -> tuple[Any, Sequence[int]]:
@@ -166,7 +182,7 @@ def _spread(length: int, number: int) -> list[int]:
 def _fed(example: Any) -> Any:
     """What the model reads of an example; all of it, if that cannot be known."""
     if isinstance(example, Mapping):
-        for name in ("input_ids", "pixel_values", "input_features", "input_values", "text"):
+        for name in _FED:
             if name in example:
                 return example[name]
     return example
