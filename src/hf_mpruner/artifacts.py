@@ -43,6 +43,7 @@ def write_artifacts(
     config: PruningConfig | None = None,
     source: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    max_shard_size: int | str = "50GB",
     save: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write everything that a pruned model needs, in one step: the folder appears complete or not at all.
@@ -57,6 +58,7 @@ def write_artifacts(
         config (`PruningConfig`, *optional*): what was asked for; without it no `pruning_config.json` is written.
         source (path or `str`, *optional*): the model that was read; its folder is never replaced.
         overwrite (`bool`): replace a model that is there. Of its README.md the words of a person stay.
+        max_shard_size (`int` or `str`): bytes of a file of weights at most, as in `save_pretrained`.
         save (callable, *optional*): what writes and compares the model and its processor, for a model without weights:
             `save(folder)`. By default `model.save_pretrained` and that of `processing_class` do.
 
@@ -81,7 +83,7 @@ def write_artifacts(
         if save is not None:
             save(draft)
         else:
-            _save_whole(model, processing_class, draft)
+            _save_whole(model, processing_class, draft, max_shard_size)
         report.record.disk_bytes = weight_files_bytes(draft)
         report.plan.save_pretrained(draft)
         if config is not None:
@@ -129,8 +131,10 @@ def write_narrowed(
     return folder
 
 
-def _save_whole(model: PreTrainedModel, processing_class: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
+def _save_whole(
+    model: PreTrainedModel, processing_class: Any, folder: Path, max_shard_size: int | str = "50GB"
+) -> None:
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     if processing_class is not None:
         processing_class.save_pretrained(folder)
     check_saved_model(model, folder)

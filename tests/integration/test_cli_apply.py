@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
 from hf_mpruner import PruningPlan, apply_plan_, find_block_stacks
@@ -55,6 +56,27 @@ def test_the_result_is_that_of_apply_plan(source, tmp_path, run, make_bert, weig
     assert not (tmp_path / "out" / "pruning_config.json").exists()
     assert "nothing was trained or measured since" in err
     assert "no tokenizer or image processor beside it" in err
+
+
+@pytest.mark.parametrize("road", [[], ["--in_memory"]])
+def test_weights_in_several_files(road, source, tmp_path, run, make_bert, weight_digest):
+    plan = PruningPlan.from_pretrained(tmp_path / "plan")
+    words = ["apply", source, "--plan", tmp_path / "plan", "--output_dir", tmp_path / "out", *road]
+    code, _, err = run(*words, "--max_shard_size", "lots")
+    assert (code, "--max_shard_size lots is no size. Write e.g. 5GB or 500MB." in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+    code, _, err = run(*words, "--max_shard_size", "30KB")
+    assert code == 0, err
+    expected = make_bert()
+    apply_plan_(expected, plan)
+    files = [load_file(file) for file in sorted((tmp_path / "out").glob("*.safetensors"))]
+    assert len(files) > 1
+    assert all(sum(tensor.nbytes for tensor in file.values()) <= 30_000 for file in files)
+    found = {name: tensor for file in files for name, tensor in file.items()}
+    assert found.keys() == expected.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert weight_digest(loaded) == weight_digest(expected)
 
 
 def test_a_plan_of_an_output_folder_replays(source, tmp_path, run):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a model that lies there")
     parser.add_argument("--dry_run", action="store_true", help="show what would go, write nothing")
     parser.add_argument(
+        "--max_shard_size",
+        default="50GB",
+        metavar="SIZE",
+        help="weights go into files of at most this size, e.g. 5GB (default: 50GB, as save_pretrained)",
+    )
+    parser.add_argument(
         "--in_memory",
         action="store_true",
         help="load the whole model, cut it and save it: for merged layers, quantized weights, code of the model's own",
@@ -57,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     from .models import load_config
 
+    _check_size(args.max_shard_size)
     if args.output_dir is not None:
         try:
             check_output_dir(args.output_dir, source=args.model, overwrite=args.overwrite)
@@ -79,6 +87,16 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"'{args.model}' has no tokenizer or image processor beside it, so there is none here either.")
     say(args, f"Next: {command_line('inspect', args.output_dir, *same_trust(args))}")
     return 0
+
+
+def _check_size(size: str) -> None:
+    """Refuse what `save_pretrained` would refuse once the model is cut."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    try:
+        split_torch_state_dict_into_shards({}, max_shard_size=size)
+    except ValueError as error:
+        raise UsageError(f"--max_shard_size {size} is no size. Write e.g. 5GB or 500MB.") from error
 
 
 def _preview(args: argparse.Namespace, config: PreTrainedConfig, plan: PruningPlan) -> int:
@@ -121,7 +139,7 @@ def _cut_on_disk(args: argparse.Namespace, config: PreTrainedConfig, plan: Pruni
         report=report,
         source=args.model,
         overwrite=args.overwrite,
-        save=slicing.write,
+        save=functools.partial(slicing.write, max_shard_size=args.max_shard_size),
     )
     return report, processor_in(folder) is not None
 
@@ -146,6 +164,7 @@ def _cut_in_memory(
         report=report,
         source=args.model,
         overwrite=args.overwrite,
+        max_shard_size=args.max_shard_size,
     )
     return report, processor is not None
 
