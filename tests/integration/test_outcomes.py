@@ -103,6 +103,27 @@ def test_the_trainer_is_left_as_it_was_and_nothing_is_kept_without_a_confidence(
             bench.outcomes("f1")
 
 
+def test_what_a_collator_draws_is_the_same_for_every_model(trainer):
+    """Masks of a language model, say: else two models would be judged on other tokens."""
+    collate = trainer.data_collator
+
+    def masking(rows):
+        batch = collate(rows)
+        hidden = torch.rand(batch["input_ids"].shape) < 0.5
+        return {**batch, "input_ids": batch["input_ids"].masked_fill(hidden, int(torch.randint(2, 99, ())))}
+
+    trainer.data_collator = masking
+    bench = bench_of(trainer)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        bench.evaluate()
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(bench.outcomes("loss"))
+    assert found[0] == found[1]
+
+
 def test_an_evaluation_that_fails_leaves_the_trainer_as_it_was(trainer):
     def broken(prediction):
         raise RuntimeError("broken")
@@ -160,6 +181,20 @@ def test_a_trainer_with_an_evaluation_of_its_own_is_refused(make_bert, tmp_path)
     bench.evaluate()
     with pytest.raises(MPrunerError, match="Other has an evaluation of its own"):
         bench.outcomes("loss")
+
+
+def test_a_loss_of_half_precision_is_a_loss_to_three_digits(make_bert, tmp_path):
+    class Half(Trainer):
+        def compute_loss(self, *args, **kwargs):
+            loss, outputs = super().compute_loss(*args, **kwargs)
+            return loss.half(), outputs
+
+    settings = build_trainer(make_bert(num_labels=2), tmp_path, per_device_eval_batch_size=2).args
+    trainer = Half(make_bert(num_labels=2), settings, eval_dataset=Rows(NUM, 0))
+    bench = bench_of(trainer)
+    value = bench.evaluate()["loss"]
+    outcomes = bench.outcomes("loss")
+    assert outcomes.value == value == pytest.approx(np.average(outcomes.values, weights=outcomes.weights), rel=1e-3)
 
 
 def test_inputs_and_losses_that_metrics_ask_for_are_sliced_too(make_bert, tmp_path):

@@ -114,7 +114,13 @@ def outcomes_of_values(
 
 
 def outcomes_of_batches(
-    losses: Sequence[float], sizes: Sequence[float], value: float, num_examples: int, *, perplexity: bool = False
+    losses: Sequence[float],
+    sizes: Sequence[float],
+    value: float,
+    num_examples: int,
+    *,
+    perplexity: bool = False,
+    precision: float = 0.0,
 ) -> Outcomes:
     """Outcomes of an evaluation's loss, or of exp(loss), by its batches.
 
@@ -127,6 +133,7 @@ def outcomes_of_batches(
         value (`float`): the loss, or the perplexity, that was reported.
         num_examples (`int`): of the judging set.
         perplexity (`bool`): replicates of exp(loss), on resamples of the batches.
+        precision (`float`): part by which the reported mean may be off, beyond 0.0001.
 
     Raises:
         MPrunerError: if these batches do not have that loss.
@@ -140,7 +147,7 @@ def outcomes_of_batches(
     loss, weight = np.where(finite, loss, 0.0), np.where(finite, weight, 0.0)
     mean = float((loss * weight).sum() / weight.sum()) if weight.any() else math.nan
     found = float(np.exp(mean)) if perplexity else mean
-    if not abs(found - value) <= 1e-4 * max(abs(value), 1e-3):
+    if not abs(found - value) <= max(1e-4, precision) * max(abs(value), 1e-3):
         raise MPrunerError(
             f"The batches of the evaluation have a mean loss of {mean:.6g}, which does not give the reported {value:.6g}: this "
             "Trainer makes its loss some other way. Choose another metric, or pass confidence=None for the plain comparison."
