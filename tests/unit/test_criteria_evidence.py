@@ -10,6 +10,7 @@ import torch
 
 from hf_mpruner import PruningConfig, find_block_stacks, prune_
 from hf_mpruner.architectures import BlockStack, ConfigField
+from hf_mpruner.card.prose import recovery_lines
 from hf_mpruner.criteria import CriterionInputs, LayerScores, criterion_of, find_criterion, score_layers
 from hf_mpruner.criteria.cka import similarity_of
 from hf_mpruner.criteria.cka_evidence import merge_clusters
@@ -133,6 +134,10 @@ def test_a_search_by_similarity_goes_by_evidence_and_its_plans_are_nested(make_b
     first = report.rounds[0]
     assert list(first.similarity) == [STACK]
     assert report.record.similarity_after
+    assert "Dashed line: threshold" not in report.to_html()
+    text = " ".join(recovery_lines(report, config))
+    most = report.record.search["most_recoveries"]
+    assert f"of at most {most} candidates {len(report.rounds)} were judged." in text
     scored = first.scores["scores"][STACK]
     assert [layer for step in scored["details"]["steps"] for layer in step["layers"]] == scored["order"]
     assert 3 not in scored["order"]

@@ -190,6 +190,12 @@ def _how_chosen(report: PruningReport, config: PruningConfig) -> list[str]:
     record = report.record
     name = _named(record, chosen_by(record) or [config.criterion])
     lines = [f"In each round a number of layers went, chosen by {name}" + (_FEWER if coarse else ".")]
+    if record.search:
+        tried = sum(round_.was_tested for round_ in record.rounds)
+        lines.append(
+            "The number was searched for, by galloping and bisection from the last model that was kept: of at most "
+            f"{record.search['most_recoveries']} candidates {tried} were judged."
+        )
     if cost := total_cost(record):
         lines.append(f"Choosing them took {cost_in_words(cost, chosen_over(record))}.")
     if any(round_.merged for round_ in report.rounds):

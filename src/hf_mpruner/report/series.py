@@ -201,10 +201,11 @@ def measured_models(record: PruningRecord) -> list[MeasuredModel]:
 
 
 def threshold_of(record: PruningRecord) -> float | None:
-    """The similarity at which layers went; `None` where a number of layers was asked for, or it is not known."""
+    """The similarity at which layers went; `None` where a number of layers was asked or searched for, or it is not known."""
     numbers = ("target_num_layers", "layers_per_round", *UNITS)
     by_number = any(record.config.get(name) is not None for name in numbers)
-    return None if by_number else record.config.get("threshold")
+    threshold = record.config.get("threshold")
+    return None if by_number or threshold == "auto" else threshold
 
 
 def middles(matrix: SimilarityMatrix) -> tuple[list[float], list[float]]:
