@@ -269,6 +269,7 @@ def test_a_criterion_that_fails_or_spoils_its_model_is_its_own_rows_only(script,
         ({"calibration": None}, "calibration is missing: first measure on data"),
         ({"calibration": []}, "calibration data is empty"),
         ({"calibration": iter([])}, "read once only"),
+        ({"config": PruningConfig(target_size="50%")}, r"PruningConfig\(target_size='50%'.*numbers of layers"),
         ({"config": PruningConfig(target_num_layers=[3])}, r"makes no use of PruningConfig\(target_num_layers.*num_layers="),
     ],
 )  # fmt: skip

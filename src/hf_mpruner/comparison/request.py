@@ -11,6 +11,7 @@ from typing import Any
 from hf_mpruner.architectures import BlockStack
 from hf_mpruner.config import PruningConfig, resolve_protected, resolve_targets
 from hf_mpruner.config.layers import target_entries
+from hf_mpruner.config.limits import UNITS
 from hf_mpruner.criteria import Criterion, LayerScores, find_criterion, pick_lowest
 from hf_mpruner.errors import CalibrationError, UnsupportedArchitectureError
 
@@ -29,6 +30,7 @@ HOW = (
 _INSTEAD = {
     "criterion": "pass compare_criteria(criteria=[...])",
     "target_num_layers": "pass compare_criteria(num_layers=[...])",
+    **dict.fromkeys(UNITS, "pass numbers of layers, compare_criteria(num_layers=[...])"),
     "seed": "pass compare_criteria(seeds=[...])",
 }
 
