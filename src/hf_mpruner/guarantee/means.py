@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..intervals import student_t_quantile
@@ -17,6 +18,8 @@ MIN_UNITS = {"examples": 100, "batches": 20}
 _MIN_DIFFERENT = 10
 # Student's quantile hardly falls beyond, and its closed form takes time; fewer degrees are the careful side.
 _MAX_DEGREES = 1000
+
+_student_t_quantile = lru_cache(student_t_quantile)
 
 
 class Bound(NamedTuple):
@@ -62,7 +65,7 @@ def mean_at_most(differences: Sequence[float], weights: Sequence[float], level: 
     squares, cubes = math.fsum(r * r for r in parts), math.fsum(r**3 for r in parts)
     error = math.sqrt(squares * num / (num - 1)) / total
     effective = total * total / math.fsum(w * w for w in weights)
-    quantile = student_t_quantile(1 - level, min(max(int(effective - 1) // 2, 1), _MAX_DEGREES))
+    quantile = _student_t_quantile(1 - level, min(max(int(effective - 1) // 2, 1), _MAX_DEGREES))
     skewness = cubes / squares**1.5 * num / max(num - 2, 1)  # of the mean: that of a unit divided by sqrt(num)
     return Bound(
         mean + error * max(quantile, skewed(quantile, skewness)), "skewness-corrected paired t bound, asymptotic"

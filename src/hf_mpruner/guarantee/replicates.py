@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from statistics import NormalDist, fmean, pstdev
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -57,24 +57,24 @@ def metric_at_most(
         num_examples (`int`): of the judging set.
         level (`float`): probability that the bound is too low, about.
     """
-    ordered = sorted(differences)
+    ordered = torch.tensor(differences, dtype=torch.float64).sort().values
     # of all resamples and one more, this many may be above; with fewer resamples than that takes, it is the largest
-    percentile = ordered[len(ordered) - 1 - max(int(level * (len(ordered) + 1)) - 1, 0)]
+    percentile = float(ordered[len(ordered) - 1 - max(int(level * (len(ordered) + 1)) - 1, 0)])
     unseen = (1 - level ** (1 / num_examples)) * _weight(before, num_examples)
-    margin, spread = max(percentile - drop, 0.0), pstdev(ordered)
+    margin, spread = max(percentile - drop, 0.0), float(ordered.std(correction=0))
     if spread > 1e-12 * (1 + abs(drop)):
-        middle = fmean(ordered)
-        third, fourth = (fmean(((d - middle) / spread) ** power for d in ordered) for power in (3, 4))
+        standard = (ordered - ordered.mean()) / spread
+        skewness, excess = float((standard**3).mean()), float((standard**4).mean()) - 3
         quantile = NormalDist().inv_cdf(1 - level)
-        one = spread * math.sqrt(max(fourth - 3, 0.0))
-        margin = max(margin, spread * max(quantile, skewed(quantile, third)), -math.log(level) * one)
+        one = spread * math.sqrt(max(excess, 0.0))
+        margin = max(margin, spread * max(quantile, skewed(quantile, skewness)), -math.log(level) * one)
     return Bound(drop + math.hypot(margin, unseen), "paired bootstrap, asymptotic")
 
 
 def _weight(replicates: Sequence[float], num_examples: int) -> float:
     """How much of a metric a single example may weigh, times the number of examples."""
-    largest = max(map(abs, replicates))
-    found = 4 * math.sqrt(num_examples) * pstdev(replicates)
+    values = torch.tensor(replicates, dtype=torch.float64)
+    largest, found = float(values.abs().max()), 4 * math.sqrt(num_examples) * float(values.std(correction=0))
     if largest <= 1:
         return max(found, 1.0)  # a share or a correlation: one example may weigh as much as in a share of right ones
-    return found or largest
+    return found if found > 1e-9 * largest else largest
