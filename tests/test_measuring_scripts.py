@@ -225,6 +225,22 @@ def test_runs_on_real_candidates_leave_their_page_and_count_nothing_twice(tmp_pa
     assert (tmp_path / "table.md").read_text() == page
 
 
+@pytest.mark.slow
+def test_the_coverage_of_bounds_is_counted_and_no_cell_twice(tmp_path: Path) -> None:
+    words = ["--repetitions", 10, "--sizes", 120, "--num_batches", 20, "--processes", 2, "--output_dir", tmp_path]
+    first = run("reproduce/guarantee/coverage.py", *words)
+    page = (tmp_path / "table.md").read_text(encoding="utf-8")
+    cells = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["cells"]
+    for kind in ("shares", "means", "metrics", "rounds"):
+        assert sum(name.startswith(f"{kind}-") for name in cells) >= 3
+    assert page.count("| 120 |") == sum(name.endswith("-120") for name in cells)
+    (tmp_path / "cells" / "means-symmetric-120.json").unlink()
+    again = run("reproduce/guarantee/coverage.py", *words)
+    assert first.count(" s\n") == len(cells)
+    assert again.count(" s\n") == 1
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["cells"] == cells
+
+
 def test_the_page_of_reproduce_names_every_script_and_every_result() -> None:
     page = (ROOT / "reproduce" / "README.md").read_text(encoding="utf-8")
     scripts = {path.name for path in (ROOT / "reproduce").glob("*.py")}

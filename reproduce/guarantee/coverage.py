@@ -80,9 +80,18 @@ def main() -> None:
 
 
 @cache
+def most_worse(num: int, better: int, level: float, drop: float) -> int:
+    """With how many worse examples at most, beside so many better ones, the exact test refutes that drop; -1: with none."""
+    low, high = -1, min(better + math.ceil(num * drop), num - better) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if PairedTest(num, middle, better, level).rejects(drop) else (low, middle)
+    return low
+
+
 def rejects(num: int, worse: int, better: int, level: float, drop: float) -> bool:
     """Whether the exact test refutes that drop, which is whether the bound is below it."""
-    return PairedTest(num, worse, better, level).rejects(drop)
+    return worse <= most_worse(num, better, level, drop)
 
 
 def counts(num: int, discordance: float, drop: float, generator: random.Random) -> tuple[int, int]:
