@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,24 @@ class Sets:
 
     @property
     def evaluated(self) -> Any:
-        """What `Trainer.evaluate` is given for a verdict."""
+        """What a Trainer evaluates on for a verdict."""
         return {self.name: self.judging} if self.name and self.judging is not None else self.judging
+
+    @contextmanager
+    def in_place(self, trainer: Trainer) -> Iterator[Any]:
+        """Let a Trainer evaluate on what judges; yields the data set that its `evaluate` is to be called with.
+
+        A part of its own evaluation set takes that one's place meanwhile: what a Trainer is called with is prepared anew by
+        trl and sentence-transformers, and its own was prepared already.
+        """
+        if "drawn_from" not in self.facts.get("judging", {}):
+            yield self.evaluated
+            return
+        own, trainer.eval_dataset = trainer.eval_dataset, self.evaluated
+        try:
+            yield None
+        finally:
+            trainer.eval_dataset = own
 
     def describe(self, role: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         """What was seen of a set, with where it was taken from; the numbers of examples are those that were seen."""

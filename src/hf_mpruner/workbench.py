@@ -146,9 +146,9 @@ class Workbench:
         """The Trainer's evaluation of what judges, keys without prefix; what `outcomes` needs of it is kept."""
         self._seen.clear()
         self._kept.clear()
-        data = self.sets.evaluated
         keeps = nullcontext() if self.config.confidence is None else keep_evaluations(self.trainer, self._kept)
-        with watch_evaluations(self.trainer, self._seen), keeps, own_loader(self.trainer, data):
+        loader = own_loader(self.trainer, self.sets.evaluated)
+        with watch_evaluations(self.trainer, self._seen), keeps, loader, self.sets.in_place(self.trainer) as data:
             metrics = self.trainer.evaluate(data, metric_key_prefix=self._prefix)
         # trl calls what it adds "eval_..." whatever prefix it is given
         return strip_prefix(strip_prefix(metrics, PREFIX), "eval")

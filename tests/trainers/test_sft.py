@@ -258,3 +258,18 @@ def test_its_loss_has_outcomes_and_what_it_adds_itself_has_none(tokenizer, tmp_p
     bench.evaluate()
     with pytest.raises(errors.MPrunerError, match="mean_token_accuracy comes from the Trainer itself"):
         bench.outcomes("mean_token_accuracy")
+
+
+def test_the_part_that_judges_is_evaluated_as_trl_prepared_it(tokenizer, tmp_path):
+    trainer = build(tokenizer, tmp_path, packing=True, eval_packing=True, max_length=16)
+    prepared = trainer.eval_dataset
+    bench = Workbench(trainer, PruningConfig(threshold="auto", criterion="cka", metric="loss", calibration_samples=4))
+    with bench.aside():
+        bench.make_engine(None)
+        loss = bench.evaluate()["loss"]
+    judging = bench.sets.judging
+    assert len(judging) == len(prepared) - 4 > 8
+    assert bench.judged_on("loss").data["num_examples"] == len(judging)
+    assert trainer.eval_dataset is prepared
+    trainer.eval_dataset = judging
+    assert trainer.evaluate()["eval_loss"] == loss
