@@ -158,7 +158,8 @@ class Judge:
         metrics = self.evaluate(Measurement(0, 0))
         if metrics is not None:
             metric = self._choose(metrics)
-            self.promise.rehearse(record, metric, metric.read(metrics))
+            if is_finite(value := metric.read(metrics)):  # of a model that knows nothing yet it may not be
+                self.promise.rehearse(record, metric, value)
 
     def why_over(self, record: PruningRecord) -> str | None:
         """Why no further cut can be judged, in words; `None` if one can."""

@@ -7,6 +7,7 @@ import torch
 from transformers import BertForSequenceClassification, EarlyStoppingCallback
 
 import resume_kit
+from custom_kit import CustomModel, make_custom
 from cycles_kit import Maker, prune, save_bert
 from hf_mpruner.engine import PruningEngine
 from hf_mpruner.errors import MPrunerError
@@ -137,6 +138,26 @@ def test_no_step_follows_where_no_round_is_left_as_an_epoch_begins(monkeypatch, 
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert torch.equal(logits(type(trainer.model).from_pretrained(tmp_path / "checkpoint-1")), watch.judged[0])
     assert watch.decided == []
+
+
+class Normed(CustomModel):
+    """A model with buffers that each forward pass of a training moves."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.head = torch.nn.Sequential(torch.nn.BatchNorm1d(config.hidden_size), self.head)
+
+
+def test_a_step_that_is_taken_back_leaves_no_buffer_moved(monkeypatch, tmp_path):
+    monkeypatch.setattr(Workbench, "outcomes", lambda *_: zeros_and_ones(RIGHT, EXAMPLES))
+    trainer = build_trainer(make_custom(Normed), tmp_path, lambda _: {"accuracy": 0.9}, **ENOUGH, max_grad_norm=0.0)
+    add(trainer, **PROMISE, threshold=1.0)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+    assert trainer.state.global_step == 1
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert "head.0.num_batches_tracked" in before
 
 
 def test_without_a_promise_the_training_goes_on_as_before(monkeypatch, make_bert, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from custom_kit import CUSTOM_STACK, make_custom
 from hf_mpruner import PruningConfig
@@ -40,6 +41,35 @@ def test_each_cut_is_compared_with_the_uncut_model_and_not_with_the_last_accepte
     assert [(len(r.kept[CUSTOM_STACK]), r.verdict) for r in engine.record.rounds] == [(2, "accepted"), (1, "rejected")]
     assert engine.record.rounds[1].drop == pytest.approx(0.03)
     assert engine.record.rounds[1].level == 1 - 0.95  # one branch, at full level again
+
+
+@pytest.mark.parametrize("kind", ["values", "replicates"])
+@pytest.mark.parametrize(("worse", "verdict"), [(0.004, "accepted"), (0.05, "rejected"), (-0.05, "accepted")])
+def test_a_loss_that_rises_is_a_drop(kind, worse, verdict):
+    model = make_custom()
+    generator = torch.Generator().manual_seed(0)
+    spread = 1.0 if kind == "values" else 1 / 400**0.5  # of the examples, of their mean
+    base = 1 + spread * torch.rand(400, generator=generator)
+    noise = 0.01 * spread * torch.randn(400, generator=generator)
+
+    class Losses(Judged):
+        def values(self):
+            return base if self.depth() == 4 else base + worse + noise - noise.mean()
+
+        def evaluate(self):
+            return {"loss": float(self.values().mean())}
+
+        def outcomes(self, metric):
+            values = self.values()
+            return Outcomes(kind, tuple(values.tolist()), float(values.mean()), 400)
+
+    judged = Losses(lambda: len(model.layers), {})
+    engine = make_engine(model, CUSTOM_STACK, {}, judged=judged, max_rounds=1)
+    round_ = run(engine).record.rounds[0]
+    assert round_.verdict == verdict
+    assert round_.drop == pytest.approx(worse, abs=1e-5)
+    assert round_.bound["drop"] == pytest.approx(round_.drop, abs=1e-5)
+    assert round_.bound["upper"] > round_.drop
 
 
 def test_too_few_examples_reject_what_the_measured_drop_would_accept():
