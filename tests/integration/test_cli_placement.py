@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
+import shutil
+import signal
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_mpruner import PruningPlan, measure_similarity
@@ -96,6 +100,27 @@ def test_streaming_layers_gives_the_same_similarities(analyze, monkeypatch):
     assert matrix(found) == matrix(analyze("--format", "json"))
     assert len(streamed) == 1
     assert all(parameter.is_meta for parameter in streamed[0].parameters())
+
+
+def test_a_full_disk_for_offloaded_weights(run, world, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(world / "model", old)
+    torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    words = ["analyze", old, "--dataset", world / "data.csv", "--split", "train", "--calibration_samples", 8]
+    words += ["--device_map", '{"": "disk"}', "--offload_folder", tmp_path / "offload"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        failed = run(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert failed.code == 1
+    assert f"error: offload_folder='{tmp_path / 'offload'}' cannot hold the weights" in failed.err
+    assert "pass a folder on a disk with more room" in failed.err
+    assert run(*words).code == 0
 
 
 def test_another_type_of_numbers(analyze):

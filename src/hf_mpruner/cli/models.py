@@ -150,13 +150,14 @@ def load_for_analysis(
     model: Any
     placement = placement or Placement()
     options = placement.arguments(config)
-    if task is not None:
-        model, _ = load_for_task(
-            name, task, label_names=None, revision=revision, trust_remote_code=trust_remote_code, **options
-        )
-    else:
-        load: Any = own_class(config, trust_remote_code).from_pretrained
-        model = load(name, revision=revision, **options)
+    with placement.loading():
+        if task is not None:
+            model, _ = load_for_task(
+                name, task, label_names=None, revision=revision, trust_remote_code=trust_remote_code, **options
+            )
+        else:
+            load: Any = own_class(config, trust_remote_code).from_pretrained
+            model = load(name, revision=revision, **options)
     if placement.places or is_quantised(model):
         return cast(PreTrainedModel, model)
     return cast(PreTrainedModel, model.to(torch.accelerator.current_accelerator() or "cpu"))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+
+from hf_mpruner.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedConfig
@@ -110,6 +113,27 @@ class Placement:
         if self.quantization is not None:
             found["quantization_config"] = self._quantised(getattr(config, "dtype", None))
         return found
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around `from_pretrained`, which writes to `offload_folder` as it goes: how much is known only then.
+
+        Raises:
+            CheckpointError: if the folder's disk is full; names the folder and what to do.
+        """
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except SafetensorError as error:
+            if self.offload_folder is None or "serializ" not in str(error):  # it reads files, too
+                raise
+            files = list(Path(self.offload_folder).expanduser().glob("*.safetensors"))
+            raise CheckpointError(
+                f"offload_folder={self.offload_folder!r} cannot hold the weights ({error}). {len(files)} files lie there, "
+                f"{sum(file.stat().st_size for file in files)} bytes, which are of no use without the others: delete them, "
+                "and pass a folder on a disk with more room; or a checkpoint in safetensors, which is read where it is."
+            ) from error
 
     def _quantised(self, saved: Any) -> BitsAndBytesConfig:
         from transformers import BitsAndBytesConfig
