@@ -12,8 +12,9 @@ from transformers import EvalPrediction
 
 from hf_mpruner import make_compute_metrics
 from hf_mpruner.errors import MPrunerError
-from hf_mpruner.guarantee import Outcomes, resample_indices
+from hf_mpruner.guarantee import Outcomes, check_outcomes, resample_indices
 from hf_mpruner.scoring import find_outcomes, outcomes_of_batches, outcomes_of_values, scored_prediction
+from hf_mpruner.scoring import outcomes as roads
 from hf_mpruner.watching import UserEvaluation
 
 
@@ -179,6 +180,26 @@ def test_an_f1_is_computed_on_resamples():
     assert outcomes.num_examples == 60
 
 
+@pytest.mark.parametrize("right", [0.0, 0.5, 0.97, 1.0])
+def test_a_weighted_f1_is_no_share_however_few_examples_there_are(right, monkeypatch):
+    """It is one wherever each class is said as often as it is right."""
+    monkeypatch.setattr(roads, "resample_indices", lambda num: itertools.islice(resample_indices(num), 3))
+
+    def f1_weighted(part):
+        said, labels = part.predictions.argmax(-1), part.label_ids
+        parts = [(labels == one).sum() * f1_of(said == one, labels == one) for one in np.unique(labels)]
+        return {"f1": sum(parts) / len(labels)}
+
+    def f1_of(said, labels):
+        return 2 * (said & labels).sum() / (said.sum() + labels.sum())
+
+    for seed in range(8):
+        prediction = predicted(8, classes=2, seed=seed, right=right)
+        if len(set(prediction.label_ids)) == 2:
+            assert found(f1_weighted, prediction, "f1").kind == "replicates"
+            assert found(accuracy, prediction).kind == "binary"
+
+
 def test_all_right_is_no_reason_to_take_an_f1_for_a_share():
     """Each example's F1 is 1 then, and so is the whole set's."""
     perfect = predicted(60, right=1.0)
@@ -296,7 +317,14 @@ def test_a_perplexity_is_that_of_resampled_batches():
     losses, sizes = generator.random(13), np.array([4.0] * 12 + [1.0])
     value = math.exp((losses * sizes).sum() / sizes.sum())
     outcomes = outcomes_of_batches(losses, sizes, value, 49, perplexity=True)
-    assert (outcomes.kind, outcomes.unit) == ("replicates", "batches")
+    assert (outcomes.kind, outcomes.unit, outcomes.num_units, outcomes.num_examples) == (
+        "replicates",
+        "batches",
+        13,
+        49,
+    )
+    with pytest.raises(MPrunerError, match="13 evaluation batches are too few"):
+        check_outcomes(outcomes, max_drop=0.1, level=0.05)
     for got, rows in zip(outcomes.values, resample_indices(13), strict=True):
         total = sum(sizes[row] * losses[row] for row in rows.tolist())
         assert got == pytest.approx(math.exp(total / sum(sizes[row] for row in rows.tolist())))

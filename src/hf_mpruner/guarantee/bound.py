@@ -105,7 +105,7 @@ def bound_drop(
         check_outcomes(before, max_drop=max_drop, level=level)
         upper, method = mean_at_most(differences, before.weights, level, _span(before, after, greater_is_better))
     else:
-        upper, method = metric_at_most(drop, before.values, differences, before.num_examples, level)
+        upper, method = metric_at_most(drop, before.values, differences, before.num_units, level)
     return DropBound(
         drop=drop,
         upper=upper,
@@ -115,7 +115,7 @@ def bound_drop(
         p_value=p_value,
         method=method,
         num_examples=before.num_examples,
-        num_units=before.num_examples if before.kind == "replicates" else len(before.values),
+        num_units=before.num_units,
         unit=before.unit,
         counts=counts,
         needed=_needed(drop, upper, max_drop, before.num_examples, test),
@@ -196,9 +196,10 @@ def check_outcomes(outcomes: Outcomes, *, max_drop: float, level: float) -> None
             f"{smallest:,} are needed at this confidence, even for a cut that changes no outcome. Judge on more examples, "
             "or allow a larger max_metric_drop, or a lower confidence."
         )
-    if outcomes.kind == "values" and len(outcomes.values) < MIN_UNITS[outcomes.unit]:
-        batches = outcomes.unit == "batches"
+    batches = outcomes.unit == "batches"
+    # resamples of examples say themselves how little few of them tell
+    if (outcomes.kind == "values" or batches) and outcomes.num_units < MIN_UNITS[outcomes.unit]:
         raise MPrunerError(
-            f"{len(outcomes.values)} evaluation {outcomes.unit} are too few to bound a mean: at least "
+            f"{outcomes.num_units} evaluation {outcomes.unit} are too few to bound a mean: at least "
             f"{MIN_UNITS[outcomes.unit]} are needed. {'Lower per_device_eval_batch_size, or judge' if batches else 'Judge'} on more examples."
         )

@@ -23,8 +23,9 @@ class Outcomes:
         values (`tuple[float, ...]`): the outcomes, the numbers or the replicates.
         value (`float`): the metric itself.
         num_examples (`int`): of the judging set.
-        unit (`"examples"` or `"batches"`): what a value of kind `"values"` is of.
-        weights (`tuple[float, ...]`): of the units in the mean; empty if all count alike.
+        unit (`"examples"` or `"batches"`): what a value of kind `"values"` is of, or what was resampled.
+        weights (`tuple[float, ...]`): of the units in the mean, or of the batches that were resampled; empty if all count
+            alike.
 
     Raises:
         ValueError: if the numbers do not fit together, or are not finite.
@@ -49,8 +50,13 @@ class Outcomes:
             raise ValueError("Outcomes must be finite numbers, and at least one.")
         if self.kind == "binary" and not set(self.values) <= {0, 1}:
             raise ValueError("Outcomes of kind 'binary' must be 0 or 1 each.")
-        if self.weights and len(self.weights) != len(self.values):
+        if self.weights and self.kind != "replicates" and len(self.weights) != len(self.values):
             raise ValueError(f"{len(self.weights)} weights do not fit {len(self.values)} outcomes.")
+
+    @property
+    def num_units(self) -> int:
+        """Examples, or batches, that were drawn independently of each other."""
+        return (len(self.weights) or self.num_examples) if self.kind == "replicates" else len(self.values)
 
     def check_paired(self, other: Outcomes) -> None:
         """Refuse outcomes of other examples than these.

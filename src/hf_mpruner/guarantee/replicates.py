@@ -54,7 +54,7 @@ def metric_at_most(
         drop (`float`): as measured.
         before (sequence of `float`): the uncut model's metric on each resample.
         differences (sequence of `float`): the drop on each resample.
-        num_examples (`int`): of the judging set.
+        num_examples (`int`): of the judging set; batches, if these were resampled.
         level (`float`): probability that the bound is too low, about.
     """
     ordered = torch.tensor(differences, dtype=torch.float64).sort().values
