@@ -92,8 +92,8 @@ def settle_target(
     """How many layers of each stack are to be left, so that a model is within every limit.
 
     A stack that `target_num_layers` names has that number; the others lose as few layers as are needed, each the same share
-    of what it can lose (`proportional`). Numbers that a round would refuse to cut to are passed over. Of a number of layers those of the fewest parameters are counted as gone, so
-    that no criterion leaves more.
+    of what it can lose (`proportional`). Numbers that a round would refuse to cut to are passed over. Of a number of layers
+    those of the fewest parameters are counted as gone, so that no criterion leaves more.
 
     Args:
         model (`PreTrainedModel`): as it is now; uncut, or what the accepted rounds of `record` left.
@@ -113,7 +113,7 @@ def settle_target(
     found = _Sizes(model, config, stacks, record, protected, time_forward, runtime or SingleProcess())
     named = resolve_targets(config.target_num_layers or [], record.depths)
     live = {stack.path: stack.depth for stack in stacks}
-    first = {path: live[path] - number for path, number in named.items() if path in live}
+    first = {path: max(0, live[path] - number) for path, number in named.items() if path in live}
     free = [stack for stack in stacks if stack.path not in named]
     possible = Quota(config, record.depths).possible(free, protected)
     gone = {path: record.depths[path] - depth for path, depth in live.items()}
@@ -251,19 +251,24 @@ class _Sizes:
             remains = self._remains(removed) or remains_of(self._model, kept, found=self._found)
             size = saved_bytes(self._model, remains) if name == "target_size" else None
             return float(count_remaining(self._model, remains)[0] if size is None else size)
-        measured = Measurement(0, 0)
-        if kept:
-            self._time_cut(kept, measured)
-        elif self._time_forward is not None:
-            self._time_forward(self._record, measured)
-        if measured.latency_seconds is None:
-            raise MPrunerError(
-                "target_latency: the time of a forward pass could not be measured; the warning above says why. Name "
-                "target_parameters or target_size instead."
-            )
-        return measured.latency_seconds
+        return self._time_cut(kept) if kept else self._time()
 
-    def _time_cut(self, kept: Mapping[str, list[int]], measured: Measurement) -> None:
+    def _time(self) -> float:
+        """Seconds of a pass of the model as it is: the smaller of two medians, since other work can only add to one."""
+        found = []
+        for _ in range(2):
+            measured = Measurement(0, 0)
+            if self._time_forward is not None:
+                self._time_forward(self._record, measured)
+            if measured.latency_seconds is None:
+                raise MPrunerError(
+                    "target_latency: the time of a forward pass could not be measured; the warning above says why. Name "
+                    "target_parameters or target_size instead."
+                )
+            found.append(measured.latency_seconds)
+        return min(found)
+
+    def _time_cut(self, kept: Mapping[str, list[int]]) -> float:
         """Time the model without layers; afterwards it is as it was.
 
         It is cut, not run with the layers skipped: blocks that put out several tensors, or fill a cache, are computed all
@@ -273,8 +278,7 @@ class _Sizes:
         edit = ModelEdit(self._model, kept, found=self._found)
         edit.apply()
         try:
-            if self._time_forward is not None:
-                self._time_forward(self._record, measured)
+            return self._time()
         finally:
             self._runtime.before_edit()
             edit.undo()

@@ -121,11 +121,18 @@ def test_a_time_is_that_of_the_model_without_the_layers_which_is_whole_again_aft
     assert found.num_layers == {BERT: 4}
     assert found.expected == {"target_latency": pytest.approx(0.018)}
     assert clock.timed[0] == 9
-    assert len(clock.timed) <= 2 + 3  # the uncut one, the smallest, and a bisection of what lies between
-    assert len(set(clock.timed)) == len(clock.timed)
+    depths = set(clock.timed)
+    assert len(depths) <= 2 + 3  # the uncut one, the smallest, and a bisection of what lies between
+    assert len(clock.timed) == 2 * len(depths)
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_of_two_times_the_one_without_other_work_counts(make_bert):
+    model = make_bert(num_hidden_layers=4)
+    clock = Clock(model, lambda depth: 0.01 * depth + (1.0 if len(clock.timed) % 2 else 0.0))
+    assert settle(model, time_forward=clock, target_latency="25ms").num_layers == {BERT: 2}
 
 
 def test_the_model_is_whole_again_if_timing_fails(make_bert):
