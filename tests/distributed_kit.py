@@ -215,7 +215,7 @@ def life(folder, metric, *, ranks=1, checkpoint=None, train=True):
 
 
 CRITERIA = (
-    "cka", "cka_segments", "block_influence", "angular", "relative_magnitude", "magnitude", "taylor", "loss",
+    "cka", "cka_segments", "cka_evidence", "block_influence", "angular", "relative_magnitude", "magnitude", "taylor", "loss",
     "greedy_loss", "output_change", "laco", "mka", "mixture", "tail", "alternate", "random",
 )  # fmt: skip
 

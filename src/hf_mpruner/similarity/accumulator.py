@@ -61,7 +61,6 @@ class SimilarityAccumulator:
         self._weight = torch.zeros((), dtype=torch.float64)
         self._num_groups = torch.zeros((), dtype=torch.float64)
         self.null_seed = null_seed
-        self._orders = torch.Generator().manual_seed(null_seed or 0)
         self._null: dict[str, Tensor] = {}
         if null_seed is not None:
             self._null = {"null_sums": torch.zeros_like(self._sums), "null_moments": torch.zeros_like(self._moments)}
@@ -105,7 +104,7 @@ class SimilarityAccumulator:
             grams = centre_grams([multiply_rows(x, row_mask) for x in features], row_mask, estimator)
             self._add_grams(grams, num_rows, weights, row_mask)
         elif self._null:
-            order = other_order(torch.ones(1, len(features[0]), dtype=torch.bool), self._orders)[0]
+            order = other_order(torch.ones(1, len(features[0]), dtype=torch.bool), self.null_seed or 0)[0]
             count = self.num_layers
             both = hsic_of_features([*features, *(x[order.to(x.device)] for x in features)], estimator)
             self._add(both[:, :count, :count], weights, both[:, :count, count:])
@@ -143,7 +142,7 @@ class SimilarityAccumulator:
         if self._null:
             groups, rows = len(grams[0]), math.isqrt(grams[0].shape[1])
             mask = torch.ones(groups, rows, dtype=torch.bool) if row_mask is None else row_mask.bool().cpu()
-            order = other_order(mask, self._orders)
+            order = other_order(mask, self.null_seed or 0)
             null = gram_hsic(grams, num_rows, estimator, [reorder_grams(gram, order) for gram in grams])
         self._add(gram_hsic(grams, num_rows, estimator), weights, null)
 

@@ -63,18 +63,20 @@ class CalibratedSimilarity:
         return cls(torch.tensor(data["values"], dtype=torch.float64), errors, data["num_groups"])
 
 
-def other_order(row_mask: Tensor, generator: torch.Generator) -> Tensor:
+def other_order(row_mask: Tensor, seed: int) -> Tensor:
     """For each row that counts another one of its group, drawn at random: a single cycle, so no row keeps its place.
+
+    It follows from the seed and the mask alone, so that the null does not depend on which process measures a batch.
 
     Args:
         row_mask (`torch.Tensor` of shape `(groups, rows)`): True at rows that count; on the CPU.
-        generator (`torch.Generator`): that draws.
+        seed (`int`): that it is drawn by.
 
     Returns:
         `torch.Tensor` of shape `(groups, rows)`: indices; rows that do not count keep their place.
     """
     groups, rows = row_mask.shape
-    keys = torch.rand(groups, rows, generator=generator).masked_fill(~row_mask, 2.0)
+    keys = torch.rand(groups, rows, generator=torch.Generator().manual_seed(seed)).masked_fill(~row_mask, 2.0)
     order = keys.argsort(1)  # rows that count first, shuffled
     count, place = row_mask.sum(1, keepdim=True), torch.arange(rows).expand(groups, rows)
     following = torch.where(place < count, (place + 1) % count.clamp(min=1), place)
@@ -123,7 +125,7 @@ def calibrate(
         u_g = (h_ij - (1 - q) n_ij - q d / 2 (h_ii / S_ii + h_jj / S_jj)) / (d - N_ij),
 
     which adds up to 0, and the variance of q is G / (G - 1) times the sum of u_g^2 over G groups, as in `standard_errors`,
-    which this is for n = 0. What the one order that was drawn for each group adds to the noise is in n.
+    which this is for n = 0. What the null adds to the noise is in n.
 
     Args:
         sums (`torch.Tensor` of shape `(layers, layers)`): S, symmetric.
