@@ -130,9 +130,12 @@ class Promise:
         """
         found = cast(Outcomes, self._outcomes(metric, value, is_uncut=True))
         first = TestLevels(1 - self.confidence, num_branches(self.config, record)).next([])
-        check_outcomes(found, max_drop=self.config.max_metric_drop, level=first)
+        try:
+            check_outcomes(found, max_drop=self.config.max_metric_drop, level=first)
+        except MPrunerError as error:
+            raise MPrunerError(f"{error}{_how_all_judge(record)}") from error
         if self.runtime.is_main_process:
-            _warn_if_tight(found, self.config.max_metric_drop, first)
+            _warn_if_tight(found, self.config.max_metric_drop, first, _how_all_judge(record))
         return found
 
     def _outcomes(self, metric: Metric, value: float | None, *, is_uncut: bool) -> Outcomes | str:
@@ -156,7 +159,16 @@ class Promise:
         return found
 
 
-def _warn_if_tight(outcomes: Outcomes, max_drop: float, level: float) -> None:
+def _how_all_judge(record: PruningRecord) -> str:
+    """What to give by hand so that nothing is taken from the examples that judge, as a sentence; empty if nothing is."""
+    taken = [(role, data) for role, data in record.data.items() if role != "judging" and "drawn_from" in data]
+    if not taken:
+        return ""
+    (role, data), *_ = taken
+    return f" All {data['drawn_from']:,} judge if you pass {role}=..., a part of the training set for instance."
+
+
+def _warn_if_tight(outcomes: Outcomes, max_drop: float, level: float, hint: str) -> None:
     """Say before any training that hardly a cut can pass; a set on which none can is refused."""
     if outcomes.kind != "binary":
         return
@@ -164,9 +176,10 @@ def _warn_if_tight(outcomes: Outcomes, max_drop: float, level: float) -> None:
     if spare < TIGHT:
         logger.warning(
             "%s examples judge: a cut that makes none of them better may make %s worse, or it is rejected in the first round. "
-            "Hardly any cut will pass. Judge on more examples, or allow a larger max_metric_drop, or a lower confidence.",
+            "Hardly any cut will pass. Judge on more examples, or allow a larger max_metric_drop, or a lower confidence.%s",
             f"{outcomes.num_examples:,}",
             f"{spare} of them" if spare else "none",
+            hint,
         )
 
 

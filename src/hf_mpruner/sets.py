@@ -160,6 +160,8 @@ def _assign(config: PruningConfig, given: Parts, *, by_evaluator: bool) -> dict[
     criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
     if criterion is not None and (criterion.reads_labels or "metric" in criterion.needs):
         found = {"choosing": given.calibration if given.choosing is None else given.choosing}
+        if given.choosing is not None and given.calibration is not None:
+            logger.warning("calibration is not used: criterion='%s' is measured on choosing.", config.criterion)
     else:
         found = {"calibration": given.calibration}
         if given.choosing is not None:

@@ -142,6 +142,8 @@ def test_what_is_given_is_taken_whole_and_only_the_rest_is_split(trainer):
 def test_a_set_without_a_use_is_told(trainer, caplog):
     find_sets(trainer, searching(), Parts(choosing=Rows(8, 3)))
     assert "choosing is not used: criterion='cka' reads no labels" in caplog.text
+    find_sets(trainer, searching("loss"), Parts(calibration=Rows(8, 3), choosing=Rows(8, 4)))
+    assert "calibration is not used: criterion='loss' is measured on choosing" in caplog.text
 
 
 def test_of_several_evaluation_sets_that_whose_metric_decides_is_split(trainer):
@@ -251,6 +253,11 @@ def test_a_loader_that_the_trainer_keeps_is_not_mistaken_for_that_of_the_part(ma
     with bench.aside():
         assert bench.evaluate()["count"] == 32
     assert trainer.evaluate()["eval_count"] == 40
+    bench = Workbench(trainer, searching("metric_drop", metric="count"))
+    with bench.aside():
+        record = bench.make_engine(None).record
+        record.metric, record.greater_is_better = "count", True
+        assert bench._scores._evaluate() == 8, "the examples that choose"
 
 
 def test_a_promise_is_made_on_the_part_that_judges(trainer, tmp_path):
@@ -284,8 +291,9 @@ def test_a_judging_set_on_which_no_cut_could_pass_is_refused_before_any_training
     config = PruningConfig(max_metric_drop=0.05, confidence=0.95, start_epoch=start_epoch)
     trainer.add_callback(LayerPruningCallback(trainer, config))
     needed = smallest_sample(0.05, TestLevels(0.05, 3).next([]))
+    too_few = rf"40 examples are too few .* at least {needed} are needed at this confidence"
     with pytest.raises(
-        MPrunerError, match=rf"40 examples are too few .* at least {needed} are needed at this confidence"
+        MPrunerError, match=rf"{too_few}.* All 50 judge if you pass calibration=\.\.\., a part of the training set"
     ):
         trainer.train()
     assert trainer.state.global_step == 0
