@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -10,9 +11,11 @@ from typing import NamedTuple
 
 import pytest
 import transformers
+from datasets import Dataset
 
 from hf_mpruner.cli import main
 from hf_mpruner.cli.flags import COLUMNS, TASK_NAMES
+from hf_mpruner.guarantee import Outcomes
 from hf_mpruner.report import PruningReport
 from hf_mpruner.tasks import ALIASES, TASKS
 from tasks_kit import (
@@ -259,3 +262,30 @@ def test_a_new_head_gets_the_tags_of_the_data(world, tmp_path, run):
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     assert list(config.id2label.values()) == ["B-CMP", "I-CMP", "O"]
     assert PruningReport.load(tmp_path / "out").record.metric == "f1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("metric", "kind"), [("f1", "values"), ("exact_match", "binary")])
+def test_answers_are_compared_question_by_question(metric, kind, world, tmp_path, run):
+    words = sorted({word for row in text_rows() for word in row["text"].split() if word.isalpha()})
+    pairs = list(itertools.islice(itertools.permutations(words, 2), 400))
+    rows = [
+        {
+            "question": f"What is better than {second} ?",
+            "context": f"{first} is better than {second} .",
+            "answers": {"text": [first], "answer_start": [0]},
+        }
+        for first, second in pairs
+    ]
+    (tmp_path / "data").mkdir()
+    for name, part in (("train", rows[:100]), ("validation", rows[100:])):
+        Dataset.from_list(part).to_json(tmp_path / "data" / f"{name}.json")
+    given = ["--dataset", tmp_path / "data", "--output_dir", tmp_path / "new", "--metric", metric]
+    promised = ["--threshold", "0", "--max_metric_drop", "0.5", "--confidence", "0.9", "--recovery_epochs", "0"]
+    result = run("prune", world / "question-answering", *given, *promised, "--calibration_samples", "8")
+    assert result.code == 0, result.err
+    record = PruningReport.load(tmp_path / "new").record
+    outcomes = Outcomes.from_dict(record.baseline.outcomes)
+    assert (outcomes.kind, outcomes.num_examples, outcomes.value) == (kind, 300, record.baseline.metric)
+    assert outcomes.value == pytest.approx(sum(outcomes.values) / 300)
+    assert all(round_.bound is not None for round_ in record.rounds)
