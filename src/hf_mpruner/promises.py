@@ -36,6 +36,20 @@ def num_branches(config: PruningConfig, record: PruningRecord) -> int:
     return config.max_granularity - config.granularity + 1  # a rejected round is tried again with a coarser k
 
 
+def fix_levels(config: PruningConfig, record: PruningRecord) -> dict[str, int]:
+    """What the levels of all tests follow from, besides the confidence: arguments of `TestLevels`.
+
+    In a search each number of layers is tested at one place in the tree of verdicts: what is tried after an acceptance is
+    larger, after a rejection smaller. So each can open one branch by its rejection, and the smallest opens none.
+
+    Args:
+        config (`PruningConfig`): what the user asked for, as the run begins.
+        record (`PruningRecord`): of the run; nothing was tested yet.
+    """
+    others = {"num_others": max(len(record.search["numbers"]) - 1, 0)} if record.search else {}
+    return {"num_branches": num_branches(config, record), **others}
+
+
 class Promise:
     """Tests each cut against the uncut model, so that the promise of `confidence` holds for the model that is kept.
 
@@ -66,7 +80,7 @@ class Promise:
         record.promise = {
             "confidence": self.confidence,
             "max_metric_drop": self.config.max_metric_drop,
-            "num_branches": num_branches(self.config, record),
+            **fix_levels(self.config, record),
         }
 
     def why_over(self, record: PruningRecord) -> str | None:
@@ -78,7 +92,9 @@ class Promise:
 
     def level(self, record: PruningRecord) -> float:
         """Error rate of the next test; it depends on earlier verdicts only."""
-        return TestLevels(1 - record.promise["confidence"], record.promise["num_branches"]).next(record.verdicts)
+        promise = record.promise
+        levels = TestLevels(1 - promise["confidence"], promise["num_branches"], promise.get("num_others"))
+        return levels.next(record.verdicts)
 
     def test(self, record: PruningRecord, metric: Metric, measured: Measurement, level: float) -> DropBound | str:
         """After the evaluation of a cut model: bound its drop against the uncut model.
@@ -129,7 +145,7 @@ class Promise:
             MPrunerError: if the metric has no outcomes, or there are too few of them.
         """
         found = cast(Outcomes, self._outcomes(metric, value, is_uncut=True))
-        first = TestLevels(1 - self.confidence, num_branches(self.config, record)).next([])
+        first = TestLevels(1 - self.confidence, **fix_levels(self.config, record)).next([])
         try:
             check_outcomes(found, max_drop=self.config.max_metric_drop, level=first)
         except MPrunerError as error:

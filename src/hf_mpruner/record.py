@@ -153,8 +153,8 @@ class PruningRecord:
         target (`dict`): what the config's limits came to when the run began: `targets.Target.to_dict()`; empty without limits.
         best (`dict`, *optional*): the Trainer's best metric, step and checkpoint before the pending cut, for a rollback.
         search (`dict`): what the search for the number of layers can cost: `SearchBounds.to_dict()`; empty without one.
-        promise (`dict`): what was promised before the first test: `confidence`, `max_metric_drop`, and the `num_branches` that
-            the levels of the tests follow from; empty if measured drops alone are compared.
+        promise (`dict`): what was promised before the first test: `confidence`, `max_metric_drop`, and what the levels of the
+            tests follow from, `num_branches` and of a search `num_others`; empty if measured drops alone are compared.
     """
 
     depths: dict[str, int]

@@ -172,7 +172,7 @@ def test_the_promise_of_a_search_is_paid_by_levels_that_were_fixed_before(tmp_pa
     trainer.train()
     record = callback.record
     assert record.promise["num_branches"] == record.search["num_branches"] == num_branches(5)
-    levels = TestLevels(0.1, num_branches(5))
+    levels = TestLevels(0.1, num_branches(5), num_others=4)
     tested = [round_ for round_ in record.rounds if round_.was_tested]
     assert [round_.level for round_ in tested] == pytest.approx(
         [levels.next(record.verdicts[:place]) for place in range(len(tested))]

@@ -117,7 +117,7 @@ def test_a_search_pays_for_the_rejections_that_it_can_have(monkeypatch, make_ber
         (3, "accepted"), (1, "rejected"), (2, "accepted"),
     ]  # fmt: skip
     assert record.promise["num_branches"] == record.search["num_branches"]
-    levels = TestLevels(1 - 0.95, record.search["num_branches"])
+    levels = TestLevels(1 - 0.95, record.search["num_branches"], num_others=2)  # of 1, 2 and 3 layers, 1 opens none
     assert [round_.level for round_ in record.rounds] == [levels.next(record.verdicts[:i]) for i in range(3)]
     assert_judged(watch, trainer.model)
     assert torch.equal(logits(trainer.model), watch.judged[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 
@@ -14,6 +15,7 @@ from hf_mpruner.guarantee import TestLevels
 from hf_mpruner.record import Measurement, PruningRecord, Round
 from hf_mpruner.search import (
     SearchBounds,
+    Standing,
     most_recoveries,
     next_number,
     num_branches,
@@ -87,12 +89,39 @@ def test_it_costs_about_two_logarithms():
 
 def test_there_is_a_level_for_every_test_and_none_costs_more_than_the_error_rate():
     for depth in (5, 12):
-        levels = TestLevels(0.05, num_branches(depth - 1))
+        levels = TestLevels(0.05, num_branches(depth - 1), num_others=depth - 2)
         for script in itertools.product([True, False], repeat=most_recoveries(depth - 1)):
             _, record = run(depth, lambda _, place, script=script: script[place - 1])
             verdicts = [round_.verdict == "accepted" for round_ in record.rounds]
             for number in range(len(verdicts)):
                 assert 0 < levels.next(verdicts[:number]) <= 0.05
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_branches_of_a_search_are_paid_for_whatever_is_refused(seed):
+    """Each rejection that a test follows opens a branch; here each model refuses some numbers of its own."""
+
+    def branches(verdicts, standing):
+        seen = random.Random(f"{seed} {verdicts}")
+        fits = [number for number in range(1, 13) if not seed or seen.random() < 0.8]
+        number = next_number(fits, standing)
+        if number is None:
+            return [], set()
+        tested, begun = {number}, set()
+        for accepted in (True, False):
+            removed, rejected = (number, standing.rejected) if accepted else (standing.removed, number)
+            after = (*verdicts, accepted)
+            counts = standing.num_accepted + accepted, standing.num_rejected + (not accepted)
+            below, more = branches(after, Standing(removed, rejected, *counts))
+            assert not tested & set(below), "a number is tested at two places"
+            tested |= set(below)
+            begun |= more | ({after} if below and not accepted else set())
+        return tested, begun
+
+    _, begun = branches((), Standing())
+    assert 0 < len(begun) <= 11
+    levels = TestLevels(0.05, max(verdicts.count(False) for verdicts in begun) + 1, num_others=11)
+    assert levels.next([]) + sum(levels.next(verdicts) for verdicts in begun) <= 0.05 + 1e-12
 
 
 def test_nothing_that_was_rejected_is_tried_again_and_nothing_larger():
