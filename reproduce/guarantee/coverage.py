@@ -52,13 +52,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 1000], help="examples of a judging set")
     parser.add_argument("--num_batches", type=int, default=30, help=f"of {BATCH} examples, for means over batches")
     args = parser.parse_args()
-    settings = {
-        "repetitions": args.repetitions,
-        "sizes": args.sizes,
-        "num_batches": args.num_batches,
-        "levels": list(LEVELS),
-    }
-    cells = Cells(args.output_dir, settings)
+    fixed = {"repetitions": args.repetitions, "levels": list(LEVELS)}
+    cells = Cells(args.output_dir, fixed)
     jobs: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {}
     for size in args.sizes:
         for discordance in DISCORDANCES:
@@ -72,7 +67,7 @@ def main() -> None:
     for case in BATCHES:
         jobs[f"means-{case}-{args.num_batches}"] = (count_means, (case, args.num_batches, args.repetitions))
     found = compute_all(cells, jobs, args.processes)
-    _write(args.output_dir, settings, found)
+    _write(args.output_dir, {**fixed, "sizes": args.sizes, "num_batches": args.num_batches}, found)
     print(f"{cells.seconds / 60:.1f} minutes of cells; see {args.output_dir / 'table.md'}")
 
 

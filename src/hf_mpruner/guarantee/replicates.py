@@ -47,7 +47,7 @@ def metric_at_most(
     A bootstrap knows only what the examples show: if the models differ on few of them, or on none, it is sure of too much.
     So the distance from the drop is squared and added to that of changes that no example shows: their share is at most
     `1 - level^(1 / num_examples)`, and one weighs up to four times what an example weighs in the uncut model's metric, by
-    the standard deviation over its replicates. `reproduce/guarantee/coverage.py` measures what that gives, and what the
+    the standard deviation over its replicates, or the whole metric if that is more. `reproduce/guarantee/coverage.py` measures what that gives, and what the
     percentile bound alone would.
 
     Args:
@@ -72,9 +72,10 @@ def metric_at_most(
 
 
 def _weight(replicates: Sequence[float], num_examples: int) -> float:
-    """How much of a metric a single example may weigh, times the number of examples."""
+    """How much of a metric a single example may weigh, times the number of examples.
+
+    A right answer of a model that is nearly always right weighs more than the standard deviation says: as much as all of
+    a share of right ones.
+    """
     values = torch.tensor(replicates, dtype=torch.float64)
-    largest, found = float(values.abs().max()), 4 * math.sqrt(num_examples) * float(values.std(correction=0))
-    if largest <= 1:
-        return max(found, 1.0)  # a share or a correlation: one example may weigh as much as in a share of right ones
-    return found if found > 1e-9 * largest else largest
+    return max(4 * math.sqrt(num_examples) * float(values.std(correction=0)), float(values.abs().max()))
