@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from hf_mpruner.guarantee import Outcomes, bound_drop, resample_indices
+from hf_mpruner.guarantee.replicates import metric_at_most
+from hf_mpruner.intervals import student_t_quantile
 
 
 def bound(before: torch.Tensor, after: torch.Tensor, level: float = 0.05) -> tuple[float, float, list[float]]:
@@ -62,3 +64,11 @@ def test_a_smaller_level_has_a_larger_bound_below_what_resamples_can_show() -> N
     assert uppers == sorted(uppers)
     assert all(b - a > 0.01 for a, b in pairwise(uppers))
     assert math.isfinite(uppers[-1])
+
+
+def test_few_batches_take_students_quantile() -> None:
+    normal = torch.randn(2000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    uppers = [metric_at_most(0.0, (1.0,) * 2000, normal.tolist(), 10**6, 0.025, count) for count in (None, 20, 2000)]
+    spread = float(normal.std(correction=0))
+    assert uppers[1].upper == pytest.approx(student_t_quantile(0.975, 9) * math.sqrt(20 / 19) * spread, rel=0.05)
+    assert uppers[0].upper <= uppers[2].upper < 1.05 * uppers[0].upper

@@ -105,7 +105,8 @@ def bound_drop(
         check_outcomes(before, max_drop=max_drop, level=level)
         upper, method = mean_at_most(differences, before.weights, level, _span(before, after, greater_is_better))
     else:
-        upper, method = metric_at_most(drop, before.values, differences, before.num_units, level)
+        batches = before.num_units if before.unit == "batches" else None
+        upper, method = metric_at_most(drop, before.values, differences, before.num_examples, level, batches)
     return DropBound(
         drop=drop,
         upper=upper,

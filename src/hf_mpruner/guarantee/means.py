@@ -19,8 +19,6 @@ _MIN_DIFFERENT = 10
 # Student's quantile hardly falls beyond, and its closed form takes time; fewer degrees are the careful side.
 _MAX_DEGREES = 1000
 
-_student_t_quantile = lru_cache(student_t_quantile)
-
 
 class Bound(NamedTuple):
     """An upper bound and how it was come by."""
@@ -65,11 +63,17 @@ def mean_at_most(differences: Sequence[float], weights: Sequence[float], level: 
     squares, cubes = math.fsum(r * r for r in parts), math.fsum(r**3 for r in parts)
     error = math.sqrt(squares * num / (num - 1)) / total
     effective = total * total / math.fsum(w * w for w in weights)
-    quantile = _student_t_quantile(1 - level, min(max(int(effective - 1) // 2, 1), _MAX_DEGREES))
+    quantile = few_units_quantile(level, effective)
     skewness = cubes / squares**1.5 * num / max(num - 2, 1)  # of the mean: that of a unit divided by sqrt(num)
     return Bound(
         mean + error * max(quantile, skewed(quantile, skewness)), "skewness-corrected paired t bound, asymptotic"
     )
+
+
+@lru_cache
+def few_units_quantile(level: float, num_units: float) -> float:
+    """Student's, with half of the degrees of freedom that so many units have."""
+    return student_t_quantile(1 - level, min(max(int(num_units - 1) // 2, 1), _MAX_DEGREES))
 
 
 def skewed(quantile: float, skewness: float) -> float:

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from .means import Bound, skewed
+from .means import Bound, few_units_quantile, skewed
 
 NUM_RESAMPLES = 2000
 
@@ -36,7 +36,12 @@ def resample_indices(num_examples: int, seed: int = 0) -> Iterator[Tensor]:
 
 
 def metric_at_most(
-    drop: float, before: Sequence[float], differences: Sequence[float], num_examples: int, level: float
+    drop: float,
+    before: Sequence[float],
+    differences: Sequence[float],
+    num_examples: int,
+    level: float,
+    num_batches: int | None = None,
 ) -> Bound:
     """Upper bound of the true drop of a metric of the whole set, by a paired bootstrap.
 
@@ -47,15 +52,17 @@ def metric_at_most(
     A bootstrap knows only what the examples show: if the models differ on few of them, or on none, it is sure of too much.
     So the distance from the drop is squared and added to that of changes that no example shows: their share is at most
     `1 - level^(1 / num_examples)`, and one weighs up to four times what an example weighs in the uncut model's metric, by
-    the standard deviation over its replicates, or the whole metric if that is more. `reproduce/guarantee/coverage.py` measures what that gives, and what the
-    percentile bound alone would.
+    the standard deviation over its replicates, or the whole metric if that is more. `reproduce/guarantee/coverage.py`
+    measures what that gives, and what the percentile bound alone would.
 
     Args:
         drop (`float`): as measured.
         before (sequence of `float`): the uncut model's metric on each resample.
         differences (sequence of `float`): the drop on each resample.
-        num_examples (`int`): of the judging set; batches, if these were resampled.
+        num_examples (`int`): of the judging set.
         level (`float`): probability that the bound is too low, about.
+        num_batches (`int`, *optional*): how many batches there are, if these were resampled; few take a quantile of Student's
+            t, as means over batches do.
     """
     ordered = torch.tensor(differences, dtype=torch.float64).sort().values
     # of all resamples and one more, this many may be above; with fewer resamples than that takes, it is the largest
@@ -66,6 +73,8 @@ def metric_at_most(
         standard = (ordered - ordered.mean()) / spread
         skewness, excess = float((standard**3).mean()), float((standard**4).mean()) - 3
         quantile = NormalDist().inv_cdf(1 - level)
+        if num_batches is not None:
+            quantile = few_units_quantile(level, num_batches) * math.sqrt(num_batches / max(num_batches - 1, 1))
         one = spread * math.sqrt(max(excess, 0.0))
         margin = max(margin, spread * max(quantile, skewed(quantile, skewness)), -math.log(level) * one)
     return Bound(drop + math.hypot(margin, unseen), "paired bootstrap, asymptotic")
