@@ -36,6 +36,8 @@ from hf_mpruner.verdict import ROUNDING
 
 CONFIDENCE = 0.95
 LOSS_BATCH = 8
+# Runs that look for the hardest budget, and the examples that each is judged on.
+PILOTS, PILOT_SIZE = 100, 1000
 # Ways to prune: Algorithm 1 at a threshold, a number of layers in each round, and the search.
 WAYS: dict[str, dict[str, Any]] = {
     "clusters": {"threshold": 0.98},
@@ -247,6 +249,20 @@ def walk(
     return Run(verdicts, kept, kept_drop, bad_judged)
 
 
+def find_hardest(tree: Tree, metric: Any, seed: int, smallest: float) -> float | None:
+    """The budget, just below the true drop of some candidate, that runs break most often if rounds are not paid for.
+
+    Looked for with judging sets of their own, so that what is then counted at this budget was not chosen by its count.
+    """
+    uncut = tree.subject.uncut
+    drops = {round(metric.truth(uncut, model), 5) for model in tree.known().values()}
+    found: dict[float, int] = {}
+    for budget in sorted(round(drop - 1e-5, 5) for drop in drops if drop > smallest):
+        runs = repeat(tree, metric, [budget], PILOT_SIZE, PILOTS, seed + 1)
+        found[budget] = runs[f"{budget:g} each round alone"]["broke"]
+    return max(found, key=lambda budget: (found[budget], -budget), default=None)
+
+
 def branches(config: PruningConfig, layers: int) -> int:
     """For how many branches of verdicts a run pays, as the library counts them; the first layer of a ViT stays."""
     if config.searches:
@@ -371,6 +387,8 @@ def write_results(args: argparse.Namespace, facts: dict[str, Any], subject: Subj
         f"A cut recovers for {facts['recovery_steps']} steps on variants of the other {facts['originals']} images; so few, and images "
         "so hard, that drops of candidates lie around the budgets: where all are far below or far above, any rule is right. "
         "Candidates are cut and recovered by the library's own rounds, once for each sequence of verdicts that a run comes to. "
+        "The last budget of each n is the hardest, just below a candidate's true drop: of these the one that runs break most often if "
+        "rounds are not paid for, looked for with other judging sets. "
         "A judging set is n images drawn from the population with replacement, so that what holds on the population is the "
         "truth. `broken`: the true drop of the model that the run keeps is above the budget, with Wilson's 95 % interval; "
         f"`plain`: the measured drop is compared with the budget; `each round alone`: the bound at {100 * (1 - CONFIDENCE):.0f} % "
@@ -439,6 +457,12 @@ def main() -> None:
             if name == "accuracy":
                 job = partial(alone, *given, args.sizes, number, args.seed)
                 found["alone"] = cells.get(f"{name}-{way}-alone", job)
+                hard = cells.get(
+                    f"{name}-{way}-hardest", partial(find_hardest, *given[:2], args.seed, min(budgets) / 2)
+                )
+                for size in args.sizes if hard is not None else ():
+                    job = partial(repeat, *given[:2], [hard], size, number, args.seed)
+                    found["runs"][str(size)] |= cells.get(f"{name}-{way}-hard-{size}", job)
             results[name][way] = found
     sys.exit(0 if write_results(args, facts, subject, results) else 1)
 
