@@ -204,7 +204,7 @@ def test_quality_at_equal_depth_on_a_model_and_data_of_ones_own(task: str, tmp_p
 @pytest.mark.slow
 def test_runs_on_real_candidates_leave_their_page_and_count_nothing_twice(tmp_path: Path) -> None:
     small = (
-        "--layers 4 --hidden 16 --originals 200 --train 256 --pool 400 --steps 30 --recovery_steps 2 --sizes 64 100 "
+        "--layers 4 --hidden 16 --originals 200 --train 256 --pool 400 --steps 30 --recovery_steps 2 --sizes 160 200 "
     )
     small += "--calibration_samples 32 --repetitions 5 --loss_repetitions 3 --bootstrap_repetitions 2 --strength 0.3"
     words = [*small.split(), "--budgets", 0.1, 0.3, "--loss_budgets", 0.3, "--output_dir", tmp_path]
@@ -212,16 +212,16 @@ def test_runs_on_real_candidates_leave_their_page_and_count_nothing_twice(tmp_pa
     first = run("reproduce/guarantee/promise.py", *words, codes=(0, 1))
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["results"]) == {"accuracy", "loss", "macro_f1"}
-    runs = results["results"]["accuracy"]["search"]["runs"]["100"]
-    assert set(runs) == {f"{b} {rule}" for b in (0.1, 0.3) for rule in ("plain", "each round alone", "promise")}
+    runs = results["results"]["accuracy"]["search"]["runs"]["200"]
+    assert set(runs) >= {f"{b} {rule}" for b in (0.1, 0.3) for rule in ("plain", "each round alone", "promise")}
     assert runs["0.3 promise"]["removed"] <= runs["0.3 each round alone"]["removed"] <= runs["0.3 plain"]["removed"]
     page = (tmp_path / "table.md").read_text()
     assert "the promise holds in" in page
     assert (tmp_path / "accuracy-search.png").stat().st_size > 1000
-    (tmp_path / "cells" / "loss-layers-64.json").unlink()
+    (tmp_path / "cells" / "loss-layers-160.json").unlink()
     again = run("reproduce/guarantee/promise.py", *words, codes=(0, 1))
-    assert "loss-layers-64: " in first
-    assert re.findall(r"^[a-z_0-9-]+: [0-9.]+ s$", again, re.M) == re.findall(r"^loss-layers-64: .*$", again, re.M)
+    assert "loss-layers-160: " in first
+    assert re.findall(r"^[a-z_0-9-]+: [0-9.]+ s$", again, re.M) == re.findall(r"^loss-layers-160: .*$", again, re.M)
     assert (tmp_path / "table.md").read_text() == page
 
 
@@ -239,6 +239,41 @@ def test_the_coverage_of_bounds_is_counted_and_no_cell_twice(tmp_path: Path) -> 
     assert first.count(" s\n") == len(cells)
     assert again.count(" s\n") == 1
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["cells"] == cells
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["digits", "text-classification", "text-generation"])
+def test_auto_beside_fixed_thresholds_leaves_its_page_and_runs_nothing_twice(task: str, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    from tasks_kit import save_models, zen_lines
+
+    small: list[object] = "--thresholds 0.9 --seeds 1 --criteria tail --calibration_samples 16 --max_metric_drop 5".split()
+    small += ["--work", tmp_path / "work", "--output_dir", tmp_path / "results", "--batch_size", 4, "--train", 24]
+    if task == "digits":
+        small += ["--digits", "--layers", 4, "--hidden", 16, "--steps", 20, "--judge", 200, "--unseen", 60]
+    else:
+        save_models(tmp_path)
+        (tmp_path / "data").mkdir()
+        lines = {"train": zen_lines()[:14], "validation": zen_lines()[14:17], "test": zen_lines()[17:]}
+        for split, some in lines.items():
+            rows = [{"text": line, "label": i % 3} for i, line in enumerate(some * 40)]
+            Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
+        model = {"text-classification": "fill-mask"}.get(task, task)
+        small += ["--model", tmp_path / model, "--data", tmp_path / "data", "--task", task, "--max_length", 8]
+        small += ["--judge", 100, "--unseen", 60, "--fit", 48, "--epochs", 1, "--batch_size", 1]
+    first = run("reproduce/guarantee/auto.py", *small)
+    assert "minutes of training" in first
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert set(results["runs"]) == {"auto", "default 0.9", "paper 0.9"}
+    (one,) = results["runs"]["auto"]
+    assert one["removed"] > 0
+    assert one["recoveries"] == len(one["rounds"]) > 0
+    assert results["mixture"][0]["says"].startswith(f"{one['layers'] - one['removed']} layers: mixture behind")
+    assert str(tmp_path) not in (tmp_path / "results" / "table.md").read_text()
+    again = run("reproduce/guarantee/auto.py", *small)
+    assert "minutes of training" not in again
+    assert json.loads((tmp_path / "results" / "results.json").read_text()) == results
 
 
 def test_the_page_of_reproduce_names_every_script_and_every_result() -> None:

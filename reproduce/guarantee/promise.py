@@ -316,8 +316,8 @@ def verdict_line(metric: str, way: str, results: dict[str, dict[str, Any]]) -> t
     unpaid, _, unpaid_where = worst["each round alone"]
     return (
         f"{metric}, {way}: the promise holds in {100 * (1 - broke / of):.2f} % of {of:,} (at least "
-        f"{100 * CONFIDENCE:.0f} % promised) where it holds least often ({where}): {words}. There the plain comparison's worst "
-        f"is {100 * (1 - plain / of):.2f} % ({plain_where}), the bound without paying for rounds "
+        f"{100 * CONFIDENCE:.0f} % promised) where it holds least often ({where}): {words}. The plain comparison's worst is "
+        f"{100 * (1 - plain / of):.2f} % ({plain_where}), that of the bound without paying for rounds "
         f"{100 * (1 - unpaid / of):.2f} % ({unpaid_where})."
     ), holds
 
