@@ -265,8 +265,8 @@ def test_auto_beside_fixed_thresholds_leaves_its_page_and_runs_nothing_twice(tas
     first = run("reproduce/guarantee/auto.py", *small)
     assert "minutes of training" in first
     results = json.loads((tmp_path / "results" / "results.json").read_text())
-    assert set(results["runs"]) == {"auto", "default 0.9", "paper 0.9"}
-    (one,) = results["runs"]["auto"]
+    assert set(results["runs"]) == {"auto promised", "auto", "default 0.9", "paper 0.9"}
+    (one,) = results["runs"]["auto promised"]
     assert one["removed"] > 0
     assert one["recoveries"] == len(one["rounds"]) > 0
     assert results["mixture"][0]["says"].startswith(f"{one['layers'] - one['removed']} layers: mixture behind")
