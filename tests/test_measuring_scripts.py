@@ -206,7 +206,7 @@ def test_runs_on_real_candidates_leave_their_page_and_count_nothing_twice(tmp_pa
     small = (
         "--layers 4 --hidden 16 --originals 200 --train 256 --pool 400 --steps 30 --recovery_steps 2 --sizes 160 200 "
     )
-    small += "--calibration_samples 32 --repetitions 5 --loss_repetitions 3 --bootstrap_repetitions 2 --strength 0.3"
+    small += "--calibration_samples 32 --repetitions 5 --bootstrap_repetitions 2 --strength 0.3"
     words = [*small.split(), "--budgets", 0.1, 0.3, "--loss_budgets", 0.3, "--output_dir", tmp_path]
     # 1: so few runs may break a promise
     first = run("reproduce/guarantee/promise.py", *words, codes=(0, 1))
@@ -218,10 +218,10 @@ def test_runs_on_real_candidates_leave_their_page_and_count_nothing_twice(tmp_pa
     page = (tmp_path / "table.md").read_text()
     assert "the promise holds in" in page
     assert (tmp_path / "accuracy-search.png").stat().st_size > 1000
-    (tmp_path / "cells" / "loss-layers-160.json").unlink()
+    (tmp_path / "loss" / "cells" / "layers-160.json").unlink()
     again = run("reproduce/guarantee/promise.py", *words, codes=(0, 1))
-    assert "loss-layers-160: " in first
-    assert re.findall(r"^[a-z_0-9-]+: [0-9.]+ s$", again, re.M) == re.findall(r"^loss-layers-160: .*$", again, re.M)
+    assert first.count("layers-160: ") == 3
+    assert len(re.findall(r"^[a-z_0-9-]+: [0-9.]+ s$", again, re.M)) == again.count("layers-160: ") == 1
     assert (tmp_path / "table.md").read_text() == page
 
 
@@ -248,7 +248,8 @@ def test_auto_beside_fixed_thresholds_leaves_its_page_and_runs_nothing_twice(tas
 
     from tasks_kit import save_models, zen_lines
 
-    small: list[object] = "--thresholds 0.9 --seeds 1 --criteria tail --calibration_samples 16 --max_metric_drop 5".split()
+    words = "--thresholds 0.9 --seeds 1 --criteria tail --calibration_samples 16 --max_metric_drop 5"
+    small: list[object] = [*words.split()]
     small += ["--work", tmp_path / "work", "--output_dir", tmp_path / "results", "--batch_size", 4, "--train", 24]
     if task == "digits":
         small += ["--digits", "--layers", 4, "--hidden", 16, "--steps", 20, "--judge", 200, "--unseen", 60]

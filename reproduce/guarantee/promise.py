@@ -113,6 +113,10 @@ class MacroF1:
 
     name, unit = "macro F1", "points"
 
+    def __init__(self) -> None:
+        """Nothing is resampled yet."""
+        self._last: tuple[np.ndarray, Outcomes] | None = None  # of the uncut model
+
     def truth(self, uncut: Model, model: Model) -> float:
         """The drop on the population."""
         before, after = (float(macro_f1(one.labels[None], one.says[None])[0]) for one in (uncut, model))
@@ -124,7 +128,9 @@ class MacroF1:
 
     def measure(self, uncut: Model, model: Model, drawn: np.ndarray) -> tuple[float, Holds]:
         """The drop on a judging set, and whether the bound at a level holds a budget."""
-        before, after = (self._outcomes(one, drawn) for one in (uncut, model))
+        if self._last is None or self._last[0] is not drawn:
+            self._last = drawn, self._outcomes(uncut, drawn)
+        before, after = self._last[1], self._outcomes(model, drawn)
 
         def holds(budget: float, level: float) -> bool:
             return bound_drop(before, after, greater_is_better=True, max_drop=budget, level=level).holds
@@ -371,7 +377,7 @@ def write_results(args: argparse.Namespace, facts: dict[str, Any], subject: Subj
                     "sets it passes, by the plain comparison / by the bound at 5 %. In a name a is a round that was "
                     "accepted before, r one that was rejected.\n\n"
                 )
-                rows = alone_table(found["alone"], args.sizes, facts["repetitions"], scale)
+                rows = alone_table(found["alone"], args.sizes, found["repetitions"], scale)
                 sections.append((f"{METRICS[metric].name}, {way}: each candidate, judged once", text + rows))
             _plot(args.output_dir / f"{metric}-{way}.png", found["runs"])
             sections.append(
@@ -423,7 +429,6 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--loss_budgets", nargs="+", type=float, default=[0.01, 0.02, 0.05], help="in nats")
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--bootstrap_repetitions", type=int, default=200, help="of macro_f1, which is dear")
-    parser.add_argument("--loss_repetitions", type=int, default=500)
     for name, value in (("layers", 12), ("hidden", 48), ("originals", 900), ("train", 9000), ("pool", 20000),
                         ("steps", 1500), ("recovery_steps", 60), ("calibration_samples", 256), ("seed", 0)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -439,30 +444,26 @@ def main() -> None:
     own = ("layers", "hidden", "originals", "train", "pool", "strength", "steps", "rate", "recovery_steps", "recovery_rate",
            "calibration_samples", "seed")  # fmt: skip
     subject = Subject(args.output_dir, {name: getattr(args, name) for name in own})
-    facts = {**subject.facts, "confidence": CONFIDENCE, "loss_batch": LOSS_BATCH}
-    for name in ("repetitions", "loss_repetitions", "bootstrap_repetitions", "budgets", "loss_budgets"):
-        facts[name] = getattr(args, name)
-    cells, results = Cells(args.output_dir, facts), {}
+    facts, results = {**subject.facts, "confidence": CONFIDENCE, "loss_batch": LOSS_BATCH}, {}
     for name in args.metrics:
         budgets = args.loss_budgets if name == "loss" else args.budgets
-        number = {"loss": args.loss_repetitions, "macro_f1": args.bootstrap_repetitions}.get(name, args.repetitions)
+        number = args.bootstrap_repetitions if name == "macro_f1" else args.repetitions
+        facts |= {f"{name} budgets": budgets, f"{name} repetitions": number}
+        cells = Cells(args.output_dir / name, {**subject.facts, "budgets": budgets, "repetitions": number})
         results[name] = {}
         for way in args.ways:
-            tree = Tree(way, PruningConfig(**WAYS[way]), subject)
-            found: dict[str, Any] = {"runs": {}}
-            given = (tree, METRICS[name], budgets)
+            given = (Tree(way, PruningConfig(**WAYS[way]), subject), METRICS[name])
+            found: dict[str, Any] = {"runs": {}, "repetitions": number}
             for size in args.sizes:
-                job = partial(repeat, *given, size, number, args.seed)
-                found["runs"][str(size)] = cells.get(f"{name}-{way}-{size}", job)
-            if name == "accuracy":
-                job = partial(alone, *given, args.sizes, number, args.seed)
-                found["alone"] = cells.get(f"{name}-{way}-alone", job)
-                hard = cells.get(
-                    f"{name}-{way}-hardest", partial(find_hardest, *given[:2], args.seed, min(budgets) / 2)
-                )
+                job = partial(repeat, *given, budgets, size, number, args.seed)
+                found["runs"][str(size)] = cells.get(f"{way}-{size}", job)
+            if name != "macro_f1":  # the bootstrap is dear
+                job = partial(alone, *given, budgets, args.sizes, number, args.seed)
+                found["alone"] = cells.get(f"{way}-alone", job)
+                hard = cells.get(f"{way}-hardest", partial(find_hardest, *given, args.seed, min(budgets) / 2))
                 for size in args.sizes if hard is not None else ():
-                    job = partial(repeat, *given[:2], [hard], size, number, args.seed)
-                    found["runs"][str(size)] |= cells.get(f"{name}-{way}-hard-{size}", job)
+                    job = partial(repeat, *given, [hard], size, number, args.seed)
+                    found["runs"][str(size)] |= cells.get(f"{way}-hard-{size}", job)
             results[name][way] = found
     sys.exit(0 if write_results(args, facts, subject, results) else 1)
 
