@@ -105,7 +105,6 @@ def test_what_contradicts_a_search_is_refused(field, value):
     ("values", "tried", "verdicts"),
     [
         ([0.9, 0.5], [1], "r"),
-        ([0.9, 0.9, 0.9, 0.9], [1, 3, 7], "aaa"),
         ([0.9, 0.9, 0.9, 0.5, 0.9, 0.5], [1, 3, 7, 5, 6], "aarar"),
         ([0.9, 0.9, 0.5, 0.9], [1, 3, 2], "ara"),
         ([0.9, 0.9, float("nan"), 0.5], [1, 3, 2], "arr"),
@@ -155,14 +154,14 @@ def depth_values(depth, step):
     return {4: 0.9, 3: 0.89, 2: 0.88, 1: 0.5}[depth]
 
 
-@pytest.mark.parametrize("step", [4, 6, 8])
-def test_a_run_that_is_interrupted_in_its_search_ends_as_one_that_never_was(tmp_path, make_bert, step):
+def test_a_run_that_is_interrupted_in_its_search_ends_as_one_that_never_was(tmp_path, make_bert):
     settings = {"values": depth_values, "config": {**AUTO, "criterion": "block_influence"}, "num_train_epochs": 5}
     run = lived(make_bert, tmp_path / "whole", **settings)
     assert [verdict for verdict, *_ in run.verdicts] == ["accepted", "rejected", "accepted"]
-    assert pending_at(tmp_path / "whole", step)
-    _, callback = assert_resumes(make_bert, run, tmp_path / "resumed", step, **settings)
-    assert removed_in(callback.record) == [1, 3, 2]
+    for step in (4, 8):  # before the first verdict, and before the second
+        assert pending_at(tmp_path / "whole", step)
+        _, callback = assert_resumes(make_bert, run, tmp_path / str(step), step, **settings)
+        assert removed_in(callback.record) == [1, 3, 2]
 
 
 def test_the_promise_of_a_search_is_paid_by_levels_that_were_fixed_before(tmp_path, make_bert):
@@ -197,7 +196,7 @@ def test_cycles_search_with_a_fresh_trainer_for_each_candidate(tmp_path):
 def make_t5():
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "decoder_start_token_id": 0}
-    return T5ForConditionalGeneration(T5Config(num_layers=6, num_decoder_layers=4, **sizes)).eval()
+    return T5ForConditionalGeneration(T5Config(num_layers=4, num_decoder_layers=3, **sizes)).eval()
 
 
 def pairs():
@@ -205,19 +204,19 @@ def pairs():
     return [{name: torch.randint(2, 64, (4, 5), generator=draw) for name in ("input_ids", "labels")} for _ in range(2)]
 
 
-@pytest.mark.parametrize(("criterion", "left"), [("tail", (3, 2)), ("loss", None)])
+@pytest.mark.parametrize(("criterion", "left"), [("tail", (2, 1)), ("loss", None)])
 def test_a_number_is_shared_out_over_two_stacks(criterion, left):
     model = make_t5()
     report = prune_(
         model,
         PruningConfig(**{**AUTO, "criterion": criterion}),
         calibration=pairs(),
-        evaluate=lambda model: {"accuracy": 0.9 if len(model.encoder.block) + len(model.decoder.block) >= 5 else 0.5},
+        evaluate=lambda model: {"accuracy": 0.9 if len(model.encoder.block) + len(model.decoder.block) >= 3 else 0.5},
     )
     # T5 cannot generate with fewer encoder than decoder layers: another share of the same number is tried then
     tested = [place for place, round_ in enumerate(report.rounds) if round_.was_tested]
-    assert [removed_in(report.record)[place] for place in tested] == [1, 3, 7, 5, 6]
-    assert report.record.search["numbers"] == list(range(1, 9))
+    assert [removed_in(report.record)[place] for place in tested] == [1, 3, 5, 4]
+    assert report.record.search["numbers"] == list(range(1, 6))
     found = (len(model.encoder.block), len(model.decoder.block))
-    assert sum(found) == 5
+    assert sum(found) == 3
     assert left is None or found == left
