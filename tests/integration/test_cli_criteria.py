@@ -148,7 +148,10 @@ def test_a_mixture_is_judged_by_labels_where_there_are_any(data, judge, world, r
     split = [] if data == "data" else ["--split", "train"]
     result = run("analyze", world / "model", *words, *split, "--format", "json")
     assert result.code == 0, result.err
-    assert json.loads(result.out)["scores"][STACK]["details"]["judged_by"] == judge
+    details = json.loads(result.out)["scores"][STACK]["details"]
+    assert details["judged_by"] == judge
+    table = run("analyze", world / "model", *words, *split).out
+    assert f"{STACK}: as {details['proposals'][0]['members'][0]}" in table
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from hf_mpruner.latency import time_forward
 from hf_mpruner.placement import unquantised
 from hf_mpruner.plan import PruningPlan
 from hf_mpruner.record import PruningRecord
-from hf_mpruner.report import cost_in_words
+from hf_mpruner.report import cost_in_words, proposals_in_words
 from hf_mpruner.roundplan import find_alike
 from hf_mpruner.similarity import SimilarityMatrix
 from hf_mpruner.storage import write_json
@@ -221,4 +221,6 @@ def to_table(scored: Scored, model: PreTrainedModel) -> str:
         which = "those that are removed first go" if place else "the lowest go first"
         parts.append(f"{path}: {scored.criterion.name}{title}; {which}\n")
         parts.append(align(header, rows, right=[0, 1]) + "\n")
-    return "\n".join([*parts, str(scored.plan.preview(model)), "cost: " + cost_in_words(scored.plan.evidence["cost"])])
+    proposed = proposals_in_words(scored.plan.evidence, scored.plan.kept)
+    cost = "cost: " + cost_in_words(scored.plan.evidence["cost"])
+    return "\n".join([*parts, str(scored.plan.preview(model)), *proposed, cost])

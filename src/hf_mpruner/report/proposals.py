@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_mpruner.record import Round
 
-
-def proposals_in_words(round_: Round) -> list[str]:
+def proposals_in_words(values: Mapping[str, Any], kept: Mapping[str, Sequence[int]]) -> list[str]:
     """A sentence for each stack that lost layers; none if no criteria made proposals.
 
     Args:
-        round_ (`Round`): of a run whose criterion is `mixture`.
+        values (`Mapping`): `Round.scores`, of a run whose criterion is `mixture`.
+        kept (`Mapping[str, Sequence[int]]`): original numbers of the layers that stay in each stack.
 
     Example:
-        >>> from hf_mpruner.record import Measurement
         >>> proposals = [
         ...     {"num_removed": 1, "layers": [1], "members": ["greedy_loss", "tail"], "value": 0.52},
         ...     {"num_removed": 1, "layers": [0], "members": ["cka"], "value": 0.75},
         ... ]
         >>> details = {"judged_by": "loss", "whole": 0.5, "left_out": {}, "proposals": proposals}
-        >>> scores = {"scores": {"layers": {"layers": [0, 4], "values": [1.0, 0.0], "details": details}}}
-        >>> proposals_in_words(Round(1, 1, {"layers": [0]}, {}, {}, Measurement(1, 4), scores=scores))
+        >>> values = {"scores": {"layers": {"layers": [0, 4], "values": [1.0, 0.0], "details": details}}}
+        >>> proposals_in_words(values, {"layers": [0]})
         ['layers: as greedy_loss and tail propose, with a loss of 0.52 after 0.5; cka proposed 0.75']
     """
     found = []
-    for path, one in (round_.scores.get("scores") or {}).items():
+    for path, one in (values.get("scores") or {}).items():
         details = one.get("details") or {}
-        gone = [place for place, layer in enumerate(one["layers"]) if layer not in round_.kept[path]]
+        gone = [place for place, layer in enumerate(one["layers"]) if layer not in kept[path]]
         alike = [plan for plan in details.get("proposals", ()) if plan["num_removed"] == len(gone)]
         taken = next((plan for plan in alike if plan["layers"] == gone), None)
         if taken is None or "judged_by" not in details:

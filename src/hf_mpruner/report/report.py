@@ -161,7 +161,9 @@ class PruningReport:
             if cost
             else []
         )
-        chosen += [f"round {one.number}: {words}" for one in self.rounds for words in proposals_in_words(one)]
+        chosen += [
+            f"round {one.number}: {words}" for one in self.rounds for words in proposals_in_words(one.scores, one.kept)
+        ]
         if self.record.search:
             tried = sum(round_.was_tested for round_ in self.rounds)
             chosen.append(f"recoveries: {tried} of at most {self.record.search['most_recoveries']}")

@@ -118,7 +118,12 @@ def _scored(round_: Round, over: str) -> ScoredRound:
     marks = marks_of(round_.scores, round_.kept, change)
     cost = cost_in_words(round_.scores.get("cost") or {}, over)
     return ScoredRound(
-        round_, round_.criterion, round_.scores.get("title", ""), cost, tuple(marks), tuple(proposals_in_words(round_))
+        round_,
+        round_.criterion,
+        round_.scores.get("title", ""),
+        cost,
+        tuple(marks),
+        tuple(proposals_in_words(round_.scores, round_.kept)),
     )
 
 
