@@ -310,6 +310,10 @@ def test_a_loss_is_the_weighted_mean_of_its_batches():
 def test_a_batch_without_a_finite_loss_keeps_its_place():
     outcomes = outcomes_of_batches([1.0, math.nan, 4.0], [8, 8, 3], 20 / 11, 19)
     assert (outcomes.values, outcomes.weights) == ((1.0, 0.0, 4.0), (8.0, 0.0, 3.0))
+    again = outcomes_of_batches([2.0, math.nan, 4.0], [8, 8, 3], 28 / 11, 19, like=outcomes)
+    assert again.weights == outcomes.weights
+    with pytest.raises(MPrunerError, match="3 batches, 2 of them without a finite loss, and 3, 1 of them without"):
+        outcomes_of_batches([2.0, math.nan, math.nan], [8, 8, 3], 2.0, 19, like=outcomes)
 
 
 def test_a_perplexity_is_that_of_resampled_batches():

@@ -121,6 +121,7 @@ def outcomes_of_batches(
     *,
     perplexity: bool = False,
     precision: float = 0.0,
+    like: Outcomes | None = None,
 ) -> Outcomes:
     """Outcomes of an evaluation's loss, or of exp(loss), by its batches.
 
@@ -134,9 +135,10 @@ def outcomes_of_batches(
         num_examples (`int`): of the judging set.
         perplexity (`bool`): replicates of exp(loss), on resamples of the batches.
         precision (`float`): part by which the reported mean may be off, beyond 0.0001.
+        like (`Outcomes`, *optional*): of another model on these batches.
 
     Raises:
-        MPrunerError: if these batches do not have that loss.
+        MPrunerError: if these batches do not have that loss, or are not those of `like`.
 
     Example:
         >>> outcomes_of_batches([1.0, 2.0], [3, 1], 1.25, 4).weights
@@ -153,11 +155,20 @@ def outcomes_of_batches(
             "Trainer makes its loss some other way. Choose another metric, or pass confidence=None for the plain comparison."
         )
     weights = tuple(weight.tolist())
+    if like is not None and like.weights != weights:
+        lost = int((~finite).sum())
+        raise MPrunerError(
+            f"The losses are of other batches than those of the uncut model: {loss.size} batches, {lost} of them without a finite "
+            f"loss, and {len(like.weights)}, {like.weights.count(0.0)} of them without. Judge both on the same examples in batches of "
+            "the same size."
+        )
     if not perplexity:
         return Outcomes("values", tuple(loss.tolist()), value, num_examples, "batches", weights)
     replicates = []
     for rows in _resamples(loss.size):
         replicates.append(float(np.exp((loss[rows] * weight[rows]).sum() / max(weight[rows].sum(), 1e-300))))
+    if not np.isfinite(replicates).all():
+        raise MPrunerError("The perplexity of some resamples of the batches is not finite.")
     return Outcomes("replicates", tuple(replicates), value, num_examples, "batches", weights)
 
 

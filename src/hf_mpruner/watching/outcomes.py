@@ -93,9 +93,8 @@ def outcomes_of_evaluation(
                 f"of its own. Choose a metric of compute_metrics, {PLAIN}."
             )
         value = Metric(base, False).read(one.metrics)
-        return outcomes_of_batches(
-            losses, sizes, value, one.num_examples, perplexity=base != "loss", precision=one.losses.precision
-        )
+        given: dict[str, Any] = {"perplexity": base != "loss", "precision": one.losses.precision, "like": like}
+        return outcomes_of_batches(losses, sizes, value, one.num_examples, **given)
     name = evaluator_name(trainer)
     raise MPrunerError(
         f"The {metric} comes from {'the Trainer itself' if name is None else f'an evaluator ({name})'}, which gives one "
