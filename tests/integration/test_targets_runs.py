@@ -9,7 +9,7 @@ import torch
 
 from cycles_kit import Maker, prune, save_bert
 from hf_mpruner import LayerPruningCallback, PruningConfig, PruningPlan, apply_plan_, find_block_stacks, prune_
-from hf_mpruner.architectures import count_parameters
+from hf_mpruner.architectures import count_parameters, parameters_after
 from resume_kit import assert_resumes, lived, pending_at
 from trainer_kit import STACK, Rows, add, build_trainer
 
@@ -79,10 +79,7 @@ def test_a_run_within_a_time_that_is_gone_on_with_is_not_timed_anew(make_bert, t
 
 def test_a_search_ends_where_the_model_is_small_enough(make_bert):
     model = make_bert(8)
-    sizes = [
-        count_parameters(without(model, *range(8 - removed, 8))) if removed else count_parameters(model)
-        for removed in range(8)
-    ]
+    sizes = [parameters_after(model, {STACK: range(8 - removed)})[0] for removed in range(6)]
     config = PruningConfig(threshold="auto", criterion="tail", target_parameters=sizes[5], calibration_samples=16)
     report = prune_(model, config, calibration=Rows(16, 0), evaluate=lambda _: {"accuracy": 0.9})
     assert report.record.search["numbers"] == [1, 2, 3, 4, 5]
@@ -140,6 +137,7 @@ def test_without_labels_a_trainer_still_chooses(make_bert, tmp_path):
     assert (details["judged_by"], list(details["left_out"])) == ("output_change", ["taylor"])
 
 
+@pytest.mark.slow
 def test_a_run_by_a_mixture_ends_with_the_same_bits_after_a_kill(make_bert, tmp_path):
     config = {"criterion": "mixture", "target_num_layers": 1, "max_rounds": 2}
     run = lived(make_bert, tmp_path / "whole", config=config, num_train_epochs=4)
