@@ -28,6 +28,7 @@ from hf_mpruner import measure_similarity
 from hf_mpruner.architectures import find_block_stacks
 from hf_mpruner.errors import CalibrationError
 from hf_mpruner.features import interleaved, measure_layer_by_layer
+from hf_mpruner.placement.request import as_accelerate_takes_it
 from hf_mpruner.similarity import SimilarityProtocol
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
@@ -86,7 +87,7 @@ def test_each_weight_is_read_once_and_the_bits_are_those_of_the_plain_model(name
     plain, data = build(name), batches(name)
     expected = measure_similarity(plain, data)
     plain.save_pretrained(tmp_path)
-    model = type(plain).from_pretrained(tmp_path, device_map={"": "disk"}).eval()
+    model = type(plain).from_pretrained(tmp_path, device_map=as_accelerate_takes_it({"": "disk"})).eval()
     resident = watch_blocks(model)
     found = measure_layer_by_layer(model, data)
     assert found.keys() == expected.keys()
@@ -119,7 +120,7 @@ def watch_blocks(model: PreTrainedModel) -> list[int]:
 def test_a_few_batches_at_a_time(tmp_path, reads):
     plain, data = build("llama"), batches("llama")
     plain.save_pretrained(tmp_path)
-    model = type(plain).from_pretrained(tmp_path, device_map={"": "disk"})
+    model = type(plain).from_pretrained(tmp_path, device_map=as_accelerate_takes_it({"": "disk"}))
     found = measure_layer_by_layer(model, iter(data), in_flight=2, max_samples=12)
     assert torch.equal(
         found["model.layers"].values, measure_similarity(plain, data, max_samples=12)["model.layers"].values
@@ -172,7 +173,7 @@ def test_a_model_that_remembers_a_batch_is_measured_batch_after_batch(caplog, mo
 def test_what_fails_in_a_block_leaves_the_model_as_it_was(tmp_path):
     plain = build("llama")
     plain.save_pretrained(tmp_path)
-    model = type(plain).from_pretrained(tmp_path, device_map={"": "disk"}).train()
+    model = type(plain).from_pretrained(tmp_path, device_map=as_accelerate_takes_it({"": "disk"})).train()
     forwards = [vars(block).get("forward") for block in model.model.layers]
     threads = threading.active_count()
 

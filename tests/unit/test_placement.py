@@ -24,7 +24,8 @@ from hf_mpruner.architectures import find_block_stacks
 from hf_mpruner.criteria import CriterionInputs, find_criterion, score_layers
 from hf_mpruner.errors import CalibrationError, UnsupportedBackendError
 from hf_mpruner.halves import measure_halves
-from hf_mpruner.placement import input_device, offloaded
+from hf_mpruner.placement import Placement, input_device, offloaded
+from hf_mpruner.placement.request import as_accelerate_takes_it
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 CLASSES: dict[str, tuple[type[PreTrainedModel], Any]] = {
@@ -47,8 +48,10 @@ class Saved(NamedTuple):
     def plain(self) -> Any:
         return self.kind.from_pretrained(self.folder).eval()
 
-    def with_map(self, **options: Any) -> Any:
-        return self.kind.from_pretrained(self.folder, **options).eval()
+    def with_map(self, device_map: Any, **options: Any) -> Any:
+        if isinstance(device_map, dict):
+            device_map = as_accelerate_takes_it(device_map)
+        return self.kind.from_pretrained(self.folder, device_map=device_map, **options).eval()
 
     def partly_on_disk(self, folder: Path) -> Any:
         model = self.with_map(device_map="auto", max_memory={"cpu": self.half}, offload_folder=folder)
@@ -170,3 +173,17 @@ def test_cuts_that_need_the_weights_are_refused(llama, tmp_path):
     with pytest.raises(UnsupportedBackendError, match=r"prune_ keeps copies .* Nothing was changed\."):
         prune_(model, PruningConfig(), calibration=batches(llama.kind))
     assert len(model.get_submodule(path)) == 4
+
+
+def test_a_model_on_the_disk_alone_with_an_accelerate_that_refuses_it(llama, tmp_path, monkeypatch):
+    data = batches(llama.kind)
+    monkeypatch.setattr("accelerate.utils.compare_versions", lambda library, sign, version: True)
+    options = Placement(device_map={"": "disk"}).arguments()
+    assert set(options["device_map"].values()) == {"disk", "cpu"}
+    model = llama.kind.from_pretrained(llama.folder, **options).eval()
+    assert len(offloaded(model)) == len(list(model.parameters()))
+    expected = measure_similarity(llama.plain(), data)
+    assert all(
+        torch.equal(found.values, expected[path].values) for path, found in measure_similarity(model, data).items()
+    )
+    assert Placement(device_map={"": "cpu"}).arguments()["device_map"] == {"": "cpu"}

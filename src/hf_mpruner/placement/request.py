@@ -110,6 +110,8 @@ class Placement:
         for name in ("device_map", "max_memory", "offload_folder"):
             if value := getattr(self, name):
                 found[name] = dict(value) if isinstance(value, Mapping) else value
+        if isinstance(self.device_map, Mapping):
+            found["device_map"] = as_accelerate_takes_it(self.device_map)
         if self.quantization is not None:
             found["quantization_config"] = self._quantised(getattr(config, "dtype", None))
         return found
@@ -207,6 +209,18 @@ def streaming_places() -> tuple[str | dict[str, int | str], dict[int | str, int]
         device: size // 2 for device, size in get_max_memory().items() if device in _numbers()
     }
     return ("auto", {**most, "cpu": 0}) if most else ({"": "disk"}, {})
+
+
+def as_accelerate_takes_it(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
+    """The map; before 1.15 accelerate refuses one that leaves all of a model on the disk, but for the name of a module.
+
+    Args:
+        device_map (`Mapping[str, int | str]`): from modules to devices.
+    """
+    from accelerate.utils import compare_versions
+
+    alone = set(device_map.values()) == {"disk"} and compare_versions("accelerate", "<", "1.15.0")
+    return {**device_map, "no_module_of_the_model": "cpu"} if alone else dict(device_map)
 
 
 def _accelerators() -> list[tuple[str, int]]:
