@@ -34,6 +34,7 @@ PRESETS = ("default", "paper")
 SINGLES = ("cka", "cka_segments", "angular", "block_influence", "taylor", "loss", "magnitude", "tail", "random")
 # Epochs that a Trainer is given; the training ends when no round is left.
 MOST_RECOVERIES = 40
+CALIBRATION_BATCH = 32
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -61,7 +62,7 @@ def prune(work: Work, args: argparse.Namespace, asked: dict[str, Any], seed: int
         learning_rate_policy="restart",
         stop_when_done=True,
         calibration_samples=args.calibration_samples,
-        calibration_batch_size=args.batch_size,
+        calibration_batch_size=max(CALIBRATION_BATCH, args.batch_size),
         seed=seed,
     )
     callback = LayerPruningCallback(trainer, config)
@@ -113,7 +114,7 @@ def compare(work: Work, args: argparse.Namespace, depths: list[int]) -> Comparis
 
     config = PruningConfig(
         metric=work.metric, recovery_epochs=args.recovery_epochs, calibration_samples=args.calibration_samples,
-        calibration_batch_size=args.batch_size,
+        calibration_batch_size=max(CALIBRATION_BATCH, args.batch_size),
     )  # fmt: skip
     return compare_criteria(
         make_trainer, work.source, config, criteria=[args.auto_criterion, *args.criteria], num_layers=depths, seeds=args.seeds,
