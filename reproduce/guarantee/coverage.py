@@ -60,10 +60,10 @@ def main() -> None:
             jobs[f"shares-{discordance:g}-{size}"] = (count_shares, (discordance, size, args.repetitions))
         for case in MEANS:
             jobs[f"means-{case}-{size}"] = (count_means, (case, size, args.repetitions))
-        for case in METRICS:
-            jobs[f"metrics-{case}-{size}"] = (count_metrics, (case, size, args.repetitions))
         for tree in TREES:
             jobs[f"rounds-{tree}-{size}"] = (count_rounds, (tree, size, args.repetitions))
+        for case in METRICS:
+            jobs[f"metrics-{case}-{size}"] = (count_metrics, (case, size, args.repetitions))
     for case in BATCHES:
         jobs[f"means-{case}-{args.num_batches}"] = (count_means, (case, args.num_batches, args.repetitions))
     found = compute_all(cells, jobs, args.processes)
