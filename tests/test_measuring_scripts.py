@@ -207,6 +207,7 @@ def test_runs_on_real_candidates_leave_their_page_and_count_nothing_twice(tmp_pa
         "--layers 4 --hidden 16 --originals 200 --train 256 --pool 400 --steps 30 --recovery_steps 2 --sizes 160 200 "
     )
     small += "--calibration_samples 32 --repetitions 5 --bootstrap_repetitions 2 --strength 0.3"
+    small += " --ways layers search --metrics accuracy loss macro_f1"
     words = [*small.split(), "--budgets", 0.1, 0.3, "--loss_budgets", 0.3, "--output_dir", tmp_path]
     # 1: so few runs may break a promise
     first = run("reproduce/guarantee/promise.py", *words, codes=(0, 1))

@@ -387,7 +387,7 @@ def write_results(args: argparse.Namespace, facts: dict[str, Any], subject: Subj
     before = subject.uncut
     title = (
         "Is the promise kept? Runs on real candidates whose true drop is known\n\n"
-        f"`python reproduce/guarantee/promise.py` wrote this page. A ViT of {before.layers} layers on scikit-learn's digits, "
+        f"`{_command()}` wrote this page. A ViT of {before.layers} layers on scikit-learn's digits, "
         f"turned, moved, stretched and made noisy, says {100 * before.right.mean():.2f} % of the population right: "
         f"{len(subject.pool):,} variants of {len(set(subject.pool.original.tolist()))} images, of which no variant trains. "
         f"A cut recovers for {facts['recovery_steps']} steps on variants of the other {facts['originals']} images; so few, and images "
@@ -406,6 +406,15 @@ def write_results(args: argparse.Namespace, facts: dict[str, Any], subject: Subj
     return all_hold
 
 
+def _command() -> str:
+    """What was typed, but for where the results go."""
+    words = sys.argv[1:]
+    if "--output_dir" in words:
+        place = words.index("--output_dir")
+        del words[place : place + 2]
+    return " ".join(["python reproduce/guarantee/promise.py", *words])
+
+
 def _plot(file: Path, results: dict[str, dict[str, Any]]) -> None:
     series: dict[str, dict[float, list[float]]] = {}
     for num_examples, found in results.items():
@@ -422,8 +431,8 @@ def read_arguments() -> argparse.Namespace:
     """What was typed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=RESULTS / "guarantee" / "promise")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["clusters", "search"])
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["accuracy", "loss"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[200, 500, 1000, 2000], help="of judging sets")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.005, 0.01, 0.02], help="in shares")
     parser.add_argument("--loss_budgets", nargs="+", type=float, default=[0.01, 0.02, 0.05], help="in nats")
