@@ -312,7 +312,9 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
     for (name, seed), cell in names.items():
         found[name].append(cells.get(cell, lambda name=name, seed=seed: prune(work, args, runs[name], seed)))
-    left = sorted({run["layers"] - run["removed"] for run in found[AUTO] if run["removed"]}, reverse=True)
+    # where nothing could be promised, the depths of the search alone
+    chosen = found[AUTO] if any(run["removed"] for run in found[AUTO]) else found[AUTO_PLAIN]
+    left = sorted({run["layers"] - run["removed"] for run in chosen if run["removed"]}, reverse=True)
     comparison = compare(work, args, left) if args.criteria and left else None
     write_results(work, args, found, comparison)
     print((args.output_dir / "table.md").read_text(encoding="utf-8"))
