@@ -22,6 +22,7 @@ from .heads import find_head
 from .metric import Metric, strip_prefix
 from .record import CHOSEN_BY_JUDGE, PruningRecord
 from .runtime import Runtime, SingleProcess, keep_rng_state
+from .sets import Sets
 from .subject import trained_model
 from .trainers import UnflattenedBatches, as_model_inputs, evaluator_of, unflatten
 
@@ -79,6 +80,29 @@ def calibration_batches(
     return (loader if raw else as_model_inputs(trainer, loader)), facts
 
 
+def batches_of_sets(
+    trainer: Trainer, config: PruningConfig, sets: Sets, way: str, *, raw: bool = False
+) -> tuple[Any, Any, dict[str, dict[str, Any]]]:
+    """Batches of the set that layers are measured on, of the one that cuts are proposed on if that is another, and facts.
+
+    Args:
+        trainer (`Trainer`): see `calibration_batches`, as for all but `sets`.
+        config (`PruningConfig`): what the user asked for.
+        sets (`Sets`): of the run.
+        way (`str`): how the user passes other data.
+        raw (`bool`): batches as the Trainer's own loss takes them.
+
+    Returns:
+        batches, batches or `None`, and for the record facts about each of the sets by its role.
+    """
+    batches, facts = calibration_batches(trainer, config, sets.measured, way, raw=raw)
+    found = {sets.role: sets.describe(sets.role, facts)}
+    if sets.proposing is None:
+        return batches, None, found
+    proposing, facts = calibration_batches(trainer, config, sets.proposing, way, raw=raw)
+    return batches, proposing, {"calibration": sets.describe("calibration", facts), **found}
+
+
 class ModelInputs:
     """A Trainer's own batches as its transformers model takes them.
 
@@ -108,6 +132,7 @@ class TrainerScores:
         calibration (*optional*): data to measure on; see `Workbench`.
         runtime (`Runtime`, *optional*): the processes; one unless given.
         batches: calibration batches; of `raw=True` where the criterion measures the loss.
+        proposing (*optional*): the same, of what cuts are proposed on; see `CriterionInputs`.
         judge (callable): the Trainer's evaluation of its own evaluation set, keys without prefix.
         record (callable): returns the record, which knows the metric that decides.
     """
@@ -120,12 +145,13 @@ class TrainerScores:
         runtime: Runtime | None,
         *,
         batches: Any,
+        proposing: Any = None,
         judge: Callable[[], dict[str, float]],
         record: Callable[[], PruningRecord],
     ) -> None:
         """Remember what was given."""
         self.trainer, self.config, self.runtime = trainer, config, runtime or SingleProcess()
-        self._batches, self._judge, self._record = batches, judge, record
+        self._batches, self._proposing, self._judge, self._record = batches, proposing, judge, record
         given = _find_data(trainer, calibration)
         self._no_sample = _why_not_judged(trainer, given)
         self._sample = None if self._no_sample else draw_sample(given, config.calibration_samples, config.seed)
@@ -200,6 +226,7 @@ class TrainerScores:
             trained_model(self.trainer),
             stacks,
             batches=self._batches,
+            proposing=self._proposing,
             compute_loss=self._compute_loss,
             evaluate=self._evaluate,
             num_removed=num_removed,

@@ -64,7 +64,8 @@ def prune_(
         config (`PruningConfig`, *optional*): what to prune; what concerns training (`recovery_epochs`) has no meaning here.
         calibration: data to measure similarity, or what else the criterion measures, on: a dataset (model-ready, or with
             a text or image column and `processing_class`), or an iterable of batches.
-        choosing (*optional*): with `confidence` or `threshold="auto"`, data for a criterion that reads labels.
+        choosing (*optional*): with `confidence` or `threshold="auto"`, data for a criterion that reads labels. A `mixture`
+            proposes on `calibration` and chooses by this; without it, each gets half of `calibration`.
         processing_class (*optional*): tokenizer or image processor for raw data.
         evaluate (*optional*): called with the model, returns metrics by name. A criterion that needs a metric takes this
             one, too, so that the same examples choose and judge. A metric may be a list or a 1-D array of a number for each
@@ -93,9 +94,24 @@ def prune_(
         "Measure with measure_similarity, and carry out the plan with apply_plan_ or on disk with hf-mpruner apply.",
     )
     sets = given_sets(config, Parts(calibration, choosing, eval_dataset))
+    loader = _load(sets.measured, config, model, processing_class, criterion)
+    apart = sets.proposing is not None
+    proposing = _load(sets.proposing, config, model, processing_class, criterion) if apart else None
+    judge = None if evaluate is None else UserEvaluation(evaluate, whole)
+    engine = _make_engine(model, config, FirstBatch(loader), judge, eval_dataset, show_progress, proposing)
+    asks_judge = criterion is not None and "metric" in criterion.needs
+    _write_facts(engine.record, sets, None if asks_judge else loader, proposing, model)
+    save_with_base(whole)
+    _run_rounds(engine, goes_on=evaluate is not None or config.has_target)
+    return PruningReport(engine.record)
+
+
+def _load(
+    data: Any, config: PruningConfig, model: PreTrainedModel, processing_class: Any, criterion: Criterion | None
+) -> Any:
     with keep_rng_state():
-        loader = calibration_loader(
-            sets.measured,
+        return calibration_loader(
+            data,
             processing_class=processing_class,
             num_samples=config.calibration_samples,
             batch_size=config.calibration_batch_size,
@@ -103,18 +119,13 @@ def prune_(
             model=model,
             keep_labels=criterion is not None and criterion.reads_labels,
         )
-    judge = None if evaluate is None else UserEvaluation(evaluate, whole)
-    engine = _make_engine(model, config, FirstBatch(loader), judge, eval_dataset, show_progress)
-    asks_judge = criterion is not None and "metric" in criterion.needs
-    _write_facts(engine.record, sets, None if asks_judge else loader, model)
-    save_with_base(whole)
-    _run_rounds(engine, goes_on=evaluate is not None or config.has_target)
-    return PruningReport(engine.record)
 
 
-def _write_facts(record: PruningRecord, sets: Sets, loader: Any, model: PreTrainedModel) -> None:
+def _write_facts(record: PruningRecord, sets: Sets, loader: Any, proposing: Any, model: PreTrainedModel) -> None:
     known = {"source": CHOSEN_BY_JUDGE} if loader is None else describe_sample(sets.measured, loader, _GIVEN)
     record.data[sets.role] = known
+    if proposing is not None:
+        record.data["calibration"] = describe_sample(sets.proposing, proposing, _GIVEN)
     record.versions, record.device = library_versions(), describe_device(model.device)
 
 
@@ -125,6 +136,7 @@ def _make_engine(
     evaluate: UserEvaluation | None,
     eval_dataset: Any,
     show_progress: bool | None,
+    proposing: Any = None,
 ) -> PruningEngine:
     if config.searches and evaluate is None:
         raise ValueError(
@@ -142,7 +154,7 @@ def _make_engine(
             show_progress=show_progress,
         )
 
-    scores = _Scores(model, config, first.batches, show_progress, evaluate)
+    scores = _Scores(model, config, first.batches, show_progress, evaluate, proposing)
     engine = PruningEngine(
         model,
         config,
@@ -174,7 +186,9 @@ class _Scores:
         batches: Any,
         show_progress: bool | None,
         evaluate: Evaluate | None,
+        proposing: Any = None,
     ) -> None:
+        self.proposing = proposing
         self.model, self.config, self.batches, self.show_progress = model, config, batches, show_progress
         self._evaluate = evaluate
         self.record: PruningRecord  # of the engine, which knows the metric that decides
@@ -207,6 +221,7 @@ class _Scores:
             self.model,
             stacks,
             batches=self.batches,
+            proposing=self.proposing,
             evaluate=None if self._evaluate is None else self._value,
             num_removed=num_removed,
             protocol=self.config.protocol,

@@ -32,8 +32,8 @@ class Sets:
     """The data sets of one run.
 
     Args:
-        calibration (*optional*): for measures that read no labels.
-        choosing (*optional*): for criteria that measure a loss or a metric.
+        calibration (*optional*): for measures that read no labels, and for what proposes cuts.
+        choosing (*optional*): for criteria that measure a loss or a metric, and for the choice among proposals.
         judging (*optional*): for verdicts; `None` for whatever the Trainer evaluates on by itself.
         name (`str`): of the judging set among several evaluation sets of the Trainer.
         facts (`dict`): for the sets of a run that keeps them apart, by role, what the record says of them.
@@ -54,6 +54,11 @@ class Sets:
     def measured(self) -> Any:
         """The set of that role."""
         return self.calibration if self.choosing is None else self.choosing
+
+    @property
+    def proposing(self) -> Any:
+        """The set that cuts are proposed on, where another one chooses among them."""
+        return None if self.choosing is None else self.calibration
 
     @property
     def evaluated(self) -> Any:
@@ -90,8 +95,8 @@ def find_sets(trainer: Trainer, config: PruningConfig, given: Parts, metric: str
     of the evaluation set, all of which judges.
 
     Only sets that this run has a use for are made: layers are measured on examples for calibration, or, by a criterion that
-    reads labels, on examples for choosing. These take `calibration_samples` examples of the evaluation set, and 20 % at
-    most; the rest judges.
+    reads labels, on examples for choosing; one that chooses among proposals gets both. Each takes `calibration_samples`
+    examples of the evaluation set, and 20 % at most; the rest judges.
 
     Args:
         trainer (`Trainer`): whose evaluation set is split; of several, the one whose metric decides. Where an evaluator
@@ -138,9 +143,22 @@ def given_sets(config: PruningConfig, given: Parts) -> Sets:
     if not config.keeps_sets_apart:
         _refuse_unused(choosing=given.choosing)
         return Sets(calibration=given.calibration)
-    found = _assign(config, given._replace(judging=None), by_evaluator=True)
+    found = _assign(config, _halved(config, given)._replace(judging=None), by_evaluator=True)
+    if "choosing" in found and found["choosing"] is None:  # batches that cannot be split propose and choose
+        found = {"choosing": found["calibration"]}
     check_disjoint({**found, "eval_dataset": given.judging})
     return Sets(**found)
+
+
+def _halved(config: PruningConfig, given: Parts) -> Parts:
+    """Where nobody but the user has data to choose by, half of what was given proposes and half of it chooses."""
+    criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
+    apart = criterion is not None and criterion.chooses and given.choosing is None
+    if not apart or not is_readable(given.calibration) or len(given.calibration) < 2:
+        return given
+    half = len(given.calibration) // 2
+    parts = split_parts(given.calibration, seed=config.seed, calibration=half, choosing=len(given.calibration) - half)
+    return given._replace(calibration=parts.calibration, choosing=parts.choosing)
 
 
 def _refuse_unused(**given: Any) -> None:
@@ -158,7 +176,9 @@ def _assign(config: PruningConfig, given: Parts, *, by_evaluator: bool) -> dict[
         if isinstance(data, Mapping) and data and all(is_readable(part) for part in data.values()):
             raise ValueError(f"{role} is a dict of {', '.join(map(repr, data))}, not one data set: pass one of them.")
     criterion = None if config.plans_by_threshold else find_criterion(config.criterion)
-    if criterion is not None and (criterion.reads_labels or "metric" in criterion.needs):
+    if criterion is not None and criterion.chooses:
+        found = {"calibration": given.calibration, "choosing": given.choosing}
+    elif criterion is not None and (criterion.reads_labels or "metric" in criterion.needs):
         found = {"choosing": given.calibration if given.choosing is None else given.choosing}
         if given.choosing is not None and given.calibration is not None:
             logger.warning("calibration is not used: criterion='%s' is measured on choosing.", config.criterion)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_callback import DefaultFlowCallback, ProgressCallback
 
-from .calibrate import PREFIX, ModelInputs, TrainerScores, calibration_batches, own_loader
+from .calibrate import PREFIX, ModelInputs, TrainerScores, batches_of_sets, own_loader
 from .config import PruningConfig
 from .criteria import find_criterion
 from .data import FirstBatch, Parts
@@ -101,19 +101,18 @@ class Workbench:
             record=record,
         )
         way = "LayerPruningCallback(trainer, config, calibration=other_dataset)"
-        batches, facts = calibration_batches(self.trainer, config, sets.measured, way, raw=needs_loss)
-        facts = sets.describe(sets.role, facts)
+        batches, proposing, facts = batches_of_sets(self.trainer, config, sets, way, raw=needs_loss)
         self._first = FirstBatch(ModelInputs(self.trainer, batches) if needs_loss else batches)
         if criterion is not None:
             given = (self.trainer, config, sets.measured, self.runtime)
             of_criterion = batches if needs_loss else self._first.batches
             self._scores = TrainerScores(
-                *given, batches=of_criterion, judge=self.evaluate, record=lambda: engine.record
+                *given, batches=of_criterion, proposing=proposing, judge=self.evaluate, record=lambda: engine.record
             )
             with self.aside():
-                facts = self._scores.check(criterion) or facts
+                facts[sets.role] = self._scores.check(criterion) or facts[sets.role]
             engine.settle_target()
-        write_facts(engine.record, self.trainer, {sets.role: facts})
+        write_facts(engine.record, self.trainer, facts)
         if record is None:
             check_search(config, engine.record, self.trainer.state.num_train_epochs)
         return engine

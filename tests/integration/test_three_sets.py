@@ -11,10 +11,10 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from transformers import BertForSequenceClassification
 
 from cycles_kit import save_bert
-from hf_mpruner import LayerPruningCallback, PruningConfig, prune_in_cycles
+from hf_mpruner import LayerPruningCallback, PruningConfig, prune_, prune_in_cycles
 from hf_mpruner.architectures import find_block_stacks
 from hf_mpruner.card.prose import limits
-from hf_mpruner.criteria import find_criterion
+from hf_mpruner.criteria import find_criterion, score_layers
 from hf_mpruner.data import Parts
 from hf_mpruner.errors import CalibrationError, MPrunerError
 from hf_mpruner.guarantee import Outcomes, TestLevels, bound_drop, smallest_sample, spare_losses
@@ -90,7 +90,43 @@ def test_similarity_and_verdicts_read_examples_of_their_own_and_the_record_says_
     assert "choosing" not in engine.record.data
 
 
-@pytest.mark.parametrize("name", ["loss", "taylor", "metric_drop", "mixture"])
+def test_a_mixture_proposes_on_one_set_chooses_by_another_and_is_judged_by_a_third(trainer):
+    data = trainer.eval_dataset
+    bench = Workbench(trainer, searching("mixture", metric="accuracy"))
+    with bench.aside():
+        engine = bench.make_engine(None)
+        engine.record.metric, engine.record.greater_is_better = "accuracy", True
+        sets, stacks = bench.sets, find_block_stacks(trainer.model)
+        assert [len(one) for one in (sets.calibration, sets.choosing, sets.judging)] == [16, 16, 68]
+        parts = [set(indices(one)) for one in (sets.calibration, sets.choosing, sets.judging)]
+        assert set.union(*parts) == set(range(100))
+        data.taken()
+        scores = bench._scores(find_criterion("mixture"), stacks, {stacks[0].path: 2}).scores[stacks[0].path]
+        assert set(data.taken()) == parts[0] | parts[1]
+        choosing = bench._scores._inputs(stacks, {})
+        assert scores.details["whole"] == pytest.approx(choosing.mean_loss(), rel=1e-5)
+        assert set(data.taken()) == parts[1]
+        alone = bench._scores._inputs(stacks, {stacks[0].path: 2}).to_propose()
+        greedy = score_layers(find_criterion("greedy_loss"), alone).scores[stacks[0].path].order[:1]
+        assert set(data.taken()) == parts[0]
+    (first,) = [one["layers"] for one in scores.details["proposals"] if "greedy_loss" in one["members"]][:1]
+    assert tuple(first) == greedy
+    drawn = {"source": "part of the evaluation set", "drawn_from": 100, "seed": 0, "num_examples": 16}
+    assert engine.record.data["calibration"] == engine.record.data["choosing"] == drawn
+
+
+def test_prune_halves_what_it_is_given_where_a_mixture_chooses(make_bert):
+    def evaluate(model):
+        return {"accuracy": 0.5}
+
+    report = prune_(
+        make_bert(4, num_labels=2), searching("mixture", confidence=None), calibration=Rows(24, 1), evaluate=evaluate
+    )
+    data = report.record.data
+    assert (data["calibration"]["num_examples"], data["choosing"]["num_examples"]) == (12, 12)
+
+
+@pytest.mark.parametrize("name", ["loss", "taylor", "metric_drop"])
 def test_what_reads_labels_is_measured_on_examples_that_choose_and_never_judge(trainer, name):
     data = trainer.eval_dataset
     bench = Workbench(trainer, searching(name, metric="accuracy"))

@@ -19,7 +19,7 @@ from hf_mpruner.tasks import Purpose, Settings, Task
 from .loading import choose_columns, choose_task, load_split, read_settings, take
 from .models import load_config, load_for_task, load_processor
 from .parser import UsageError, closest
-from .scores import needs_labels
+from .scores import needs_labels, proposes_apart
 
 _WEIGHTS_SHOWN = 3
 _TRAIN_HEAD = "Pass --start_epoch N to train it for N epochs before the first cut, or fine-tune it first."
@@ -29,7 +29,8 @@ class Inputs(NamedTuple):
     """Everything that was loaded, before anything is measured or trained.
 
     Layers are measured on `calibration`, a sample of the split `measured_split`; `drawn_from` is the number of examples of
-    the evaluation split if it was split into that and `judge`.
+    the evaluation split if it was split into that and `judge`. A criterion that chooses among proposals makes them on
+    `proposing`, where sets are kept apart.
     """
 
     task: Task
@@ -43,6 +44,7 @@ class Inputs(NamedTuple):
     calibration: Any
     measured_split: str = ""
     drawn_from: int | None = None
+    proposing: Any = None
 
     def prepare(self, data: Any, purpose: Purpose) -> Any:
         """Raw rows as the task's model inputs."""
@@ -71,10 +73,15 @@ def load_inputs(args: argparse.Namespace, config: PruningConfig, untrained: str 
     refuse_unused_labels(args, train, task)
     columns = choose_columns(args, train, task, need_label=True)
     train, judge, calibration = (take(args, data, columns, task) for data in (train, judge, calibration))
-    drawn_from = None
+    drawn_from, proposing = None, None
     if config.keeps_sets_apart and measured_split == args.eval_split:
         drawn_from = len(judge)
-        calibration, judge = split_evaluation(judge, config)
+        proposing, calibration, judge = split_evaluation(judge, config)
+    elif proposes_apart(config) and len(calibration) > 1:
+        half = len(calibration) // 2
+        proposing, calibration, _ = split_parts(
+            calibration, seed=config.seed, calibration=half, choosing=len(calibration) - half
+        )
     options = task.processor_options(model_config)
     processor = load_processor(args.model, task.kind, args.revision, args.trust_remote_code, **options)
     model, new = load_for_task(
@@ -93,7 +100,7 @@ def load_inputs(args: argparse.Namespace, config: PruningConfig, untrained: str 
     if task.kind == "text" and getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = processor.pad_token_id
     settings = read_settings(args, config.seed)
-    data = (train, judge, calibration, measured_split, drawn_from)
+    data = (train, judge, calibration, measured_split, drawn_from, proposing)
     return Inputs(task, model, processor, columns, settings, metrics, *data)
 
 
@@ -124,17 +131,17 @@ def measured_flag(args: argparse.Namespace, config: PruningConfig) -> str:
     return "eval_split" if config.keeps_sets_apart and labels else "train_split"
 
 
-def split_evaluation(data: Any, config: PruningConfig) -> tuple[Any, Any]:
-    """Raw rows of the evaluation split in two: those that layers are measured on, and those that judge.
+def split_evaluation(data: Any, config: PruningConfig) -> tuple[Any, Any, Any]:
+    """Raw rows of the evaluation split: those that cuts are proposed on, if any, that layers are measured on, that judge.
 
     Raises:
         UsageError: if there are too few.
     """
-    size, _ = size_parts(len(data), config.calibration_samples, calibration=True, choosing=False, judging=True)
-    parts = split_parts(data, seed=config.seed, calibration=size, choosing=0)
-    if parts.judging is None:
+    apart = proposes_apart(config)
+    sizes = size_parts(len(data), config.calibration_samples, calibration=apart, choosing=True, judging=True)
+    if sum(sizes) >= len(data):
         raise UsageError(f"--eval_split has {len(data)} examples, too few to measure on some and judge by others.")
-    return parts.calibration, parts.judging
+    return split_parts(data, seed=config.seed, calibration=sizes[0], choosing=sizes[1])
 
 
 def read_metrics(args: argparse.Namespace) -> list[LoadedMetric]:
@@ -177,6 +184,8 @@ def name_data(args: argparse.Namespace, record: PruningRecord, inputs: Inputs) -
     record.pipeline_tag = None if tag == inputs.task.head.pipeline_tag else tag
     measured = "choosing" if "choosing" in record.data else "calibration"
     splits = {"training": args.train_split, "judging": args.eval_split, measured: inputs.measured_split}
+    if inputs.proposing is not None:
+        splits["calibration"] = inputs.measured_split
     named = {} if Path(args.dataset).exists() else {"dataset": args.dataset, "config": args.dataset_config}
     for role, split in splits.items():
         if role in record.data:

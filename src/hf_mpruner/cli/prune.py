@@ -203,8 +203,14 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
         train = inputs.prepare(inputs.train, "train") if trains else None
         sample = draw_sample(inputs.calibration, config.calibration_samples, config.seed)
         calibration = inputs.prepare(sample, purpose_of(config))
+        proposing = None
+        if inputs.proposing is not None:
+            sample = draw_sample(inputs.proposing, config.calibration_samples, config.seed)
+            proposing = inputs.prepare(sample, purpose_of(config))
+    sets = {"calibration": calibration} if proposing is None else {"calibration": proposing, "choosing": calibration}
     how = "similarity is measured" if config.plans_by_threshold else f"layers are scored by {config.criterion}"
-    parts = [f"{how} on {len(calibration):,} examples", f"{len(judge):,} judge"]
+    own = [] if proposing is None else [f"cuts are proposed on {len(proposing):,} examples"]
+    parts = [*own, f"{how} on {len(calibration):,} examples", f"{len(judge):,} judge"]
     say(args, ", ".join([*([] if train is None else [f"{len(train):,} train"]), *parts]) + ".")
     chose = None if inputs.drawn_from else inputs.measured_split
     if args.eval_split in (args.train_split if trains else None, chose):
@@ -220,7 +226,7 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
             report = prune_(
                 inputs.model,
                 config,
-                calibration=calibration,
+                **sets,
                 processing_class=inputs.processing_class,
                 evaluate=TrainerEvaluation(trainer, keeps=config.confidence is not None),
                 eval_dataset=judge,
@@ -228,7 +234,7 @@ def _prune(args: argparse.Namespace, config: PruningConfig, inputs: Inputs) -> P
             report.record.metric_sources = getattr(trainer.compute_metrics, "sources", {})
         else:
             judging = judge if config.keeps_sets_apart else None
-            callback = LayerPruningCallback(trainer, config, calibration=calibration, judging=judging)
+            callback = LayerPruningCallback(trainer, config, **sets, judging=judging)
             trainer.add_callback(callback)
             trainer.train()
             report = callback.report

@@ -54,6 +54,11 @@ class Scored(NamedTuple):
     candidates: list[Candidate] | None = None  # of a search
 
 
+def proposes_apart(config: PruningConfig) -> bool:
+    """Whether the criterion chooses among proposals that are made on other examples."""
+    return config.keeps_sets_apart and not config.plans_by_threshold and find_criterion(config.criterion).chooses
+
+
 def needs_labels(config: PruningConfig) -> bool:
     """Whether the criterion that was asked for measures a loss or a metric, if there are labels."""
     if config.plans_by_threshold:

@@ -32,6 +32,8 @@ class Criterion(ABC):
         compares_stacks (`bool`): whether `harm` can be compared between stacks, so that a number of layers in total can be
             shared out by it. If not, every stack loses the same share of its layers.
         optional (`frozenset[str]`): of the same words, what it uses where it is there.
+        chooses (`bool`): whether it chooses among proposals that it makes itself, so that these are made on other data than
+            chooses where sets are kept apart (`CriterionInputs.proposing`).
 
     Example:
         >>> class FirstHalf(Criterion):
@@ -50,6 +52,7 @@ class Criterion(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     compares_stacks: ClassVar[bool] = False
     optional: ClassVar[frozenset[str]] = frozenset()
+    chooses: ClassVar[bool] = False
 
     @property
     def reads_labels(self) -> bool:

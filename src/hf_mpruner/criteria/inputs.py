@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import time
@@ -37,6 +38,8 @@ class CriterionInputs:
         stacks (`Sequence[BlockStack]`): to score, as they are now; protected layers are among the pinned ones.
         batches (`Iterable[Mapping]`, *optional*): calibration data as the model's forward takes it, with labels if there
             are any; can be iterated again and again, always the same.
+        proposing (`Iterable[Mapping]`, *optional*): the same of other examples, for what proposes where `batches` choose among
+            proposals.
         compute_loss (callable, *optional*): gets the model and a batch on its device, returns the mean loss as a scalar.
             By default the model's own.
         evaluate (callable, *optional*): returns the user's metric of the model as it stands, higher is better.
@@ -52,6 +55,7 @@ class CriterionInputs:
     model: nn.Module
     stacks: Sequence[BlockStack]
     batches: Iterable[Batch] | None = None
+    proposing: Iterable[Batch] | None = None
     compute_loss: ComputeLoss | None = None
     evaluate: Callable[[], float] | None = None
     num_removed: Mapping[str, int] = field(default_factory=dict)
@@ -75,6 +79,14 @@ class CriterionInputs:
             return value
 
         self.evaluate = counted
+
+    def to_propose(self) -> CriterionInputs:
+        """The same on the batches that propose, where there are any; what runs on these is counted with the rest."""
+        if self.proposing is None:
+            return self
+        found = copy.copy(self)
+        found.batches, found.proposing = self.proposing, None
+        return found
 
     @property
     def device(self) -> torch.device:

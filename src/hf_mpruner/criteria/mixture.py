@@ -45,6 +45,9 @@ class Mixture(Criterion):
     what the judge misses least (`greedy_loss`, or `output_change` itself). No plan is run twice. Of plans of the same
     value the one that more members propose is taken, then the one of later layers.
 
+    Where a run keeps three sets apart, members propose on the calibration set, greedy removal too, and the choosing set
+    chooses: what fits the examples that it was found on by luck is not taken for that.
+
     So nothing here is better than what the data can tell before any recovery: what recovers best may be another plan.
 
     Args:
@@ -67,6 +70,7 @@ class Mixture(Criterion):
     needs = frozenset({"data"})
     optional = frozenset({"loss", "gradients"})
     compares_stacks = True
+    chooses = True
 
     def __init__(self, members: Sequence[str | Criterion] | None = None) -> None:
         """Find the members."""
@@ -96,7 +100,7 @@ class Mixture(Criterion):
         is, `details["whole"]` that of the model as it is, and `details["left_out"]` which members could not score and why.
         """
         judge, begin = _find_judge(inputs)
-        heard, left_out = self._hear(inputs, judge)
+        heard, left_out = self._hear(inputs.to_propose(), judge)
         scores = {}
         for stack in inputs.stacks:
             whole, proposals = _propose(inputs, stack, heard, judge, begin)
@@ -197,7 +201,8 @@ def _propose(
     most, trials = most_removed(inputs, stack), _Trials(inputs, stack, begin)
     if not most:
         return 0.0, []
-    greedy = remove_greedily(inputs, stack, trials)
+    apart = inputs.to_propose()
+    greedy = remove_greedily(apart, stack, trials if apart is inputs else _Trials(apart, stack, _find_judge(apart)[1]))
     name = "greedy_loss" if judge == "loss" else judge  # the criterion that does the same
     proposed: dict[Layers, list[str]] = {}
     for number in range(1, most + 1):

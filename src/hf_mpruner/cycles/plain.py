@@ -34,6 +34,7 @@ class PlainModel:
         first (`FirstBatch`): calibration batches, as the model takes them.
         device: where a whole model runs.
         runtime (`Runtime`): the processes.
+        proposing (*optional*): batches that cuts are proposed on; see `CriterionInputs`.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class PlainModel:
         first: FirstBatch,
         device: str | torch.device | None,
         runtime: Runtime,
+        proposing: Any = None,
     ) -> None:
         """Remember what was given."""
-        self._model, self.config, self.first = model, config, first
+        self._model, self.config, self.first, self.proposing = model, config, first, proposing
         self.device, self.runtime = device, runtime
 
     def measure(self, stacks: list[BlockStack]) -> dict[str, SimilarityMatrix]:
@@ -110,6 +112,7 @@ class PlainModel:
             model,
             stacks,
             batches=self.first.batches,
+            proposing=self.proposing,
             num_removed=num_removed,
             protocol=self.config.protocol,
             linkage=self.config.linkage,

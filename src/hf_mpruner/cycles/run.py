@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from hf_mpruner.calibrate import calibration_batches
+from hf_mpruner.calibrate import batches_of_sets
 from hf_mpruner.config import PruningConfig
 from hf_mpruner.cycles.fresh import (
     announce,
@@ -161,12 +161,11 @@ class Cycles:
             check_model(trainer, whole, self.source, ignored=fresh)
             way = "prune_in_cycles(..., calibration=other_dataset)"
             check_sets(trainer, sets, None)
-            batches, facts = calibration_batches(trainer, self.config, sets.measured, way)
-            facts = {sets.role: sets.describe(sets.role, facts)}
+            batches, proposing, facts = batches_of_sets(trainer, self.config, sets, way)
             if self.device is None:
                 self.device = "cpu" if is_partitioned(trainer) else args.device
             self._plain = PlainModel(
-                lambda: self.engine.model, self.config, FirstBatch(batches), self.device, self.runtime
+                lambda: self.engine.model, self.config, FirstBatch(batches), self.device, self.runtime, proposing
             )
             self._plain.check(trainer, whole)
         record = self._find_run(trainer, whole, fresh)
