@@ -31,7 +31,9 @@ from hf_mpruner import PruningConfig
 from hf_mpruner.guarantee import Outcomes, TestLevels, bound_drop, resample_indices
 from hf_mpruner.guarantee.proportions import PairedTest
 from hf_mpruner.intervals import wilson_interval
-from hf_mpruner.search import num_branches
+from hf_mpruner.promises import fix_levels
+from hf_mpruner.record import PruningRecord
+from hf_mpruner.search import SearchBounds
 from hf_mpruner.verdict import ROUNDING
 
 CONFIDENCE = 0.95
@@ -239,7 +241,7 @@ def walk(
     """
     kept = tree.subject.uncut
     verdicts: Verdicts = ()
-    levels = TestLevels(1 - CONFIDENCE, branches(tree.config, kept.layers))
+    levels = levels_of(tree.config, kept.layers)
     kept_drop, bad_judged = 0.0, False
     while (model := tree.candidate(verdicts)) is not None:
         drop, holds = measure(model)
@@ -269,11 +271,12 @@ def find_hardest(tree: Tree, metric: Any, seed: int, smallest: float) -> float |
     return max(found, key=lambda budget: (found[budget], -budget), default=None)
 
 
-def branches(config: PruningConfig, layers: int) -> int:
-    """For how many branches of verdicts a run pays, as the library counts them; the first layer of a ViT stays."""
-    if config.searches:
-        return num_branches(layers - 1)
-    return config.max_granularity - config.granularity + 1
+def levels_of(config: PruningConfig, layers: int) -> TestLevels:
+    """The levels of a run's tests, as the library pays for them."""
+    record = PruningRecord({"vit.layers": layers})
+    if config.searches:  # the first layer of a ViT stays
+        record.search = SearchBounds.of(range(1, layers)).to_dict()
+    return TestLevels(1 - CONFIDENCE, **fix_levels(config, record))
 
 
 def alone(tree: Tree, metric: Any, budgets: Sequence[float], sizes: Sequence[int], repetitions: int, seed: int) -> Any:
