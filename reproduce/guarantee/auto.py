@@ -265,6 +265,8 @@ def write_results(
         "learning_rate",
         "calibration_samples",
     )
+    if not args.digits:
+        told = (*told, "fit", "epochs", "max_length")
     settings = {"model and data": work.name, **{name: getattr(args, name) for name in told}}
     results = {"runs": found, "mixture": [{"says": line, "holds": holds} for line, holds in mixture]}
     write_page(args.output_dir, title, settings, results, sections, [])
