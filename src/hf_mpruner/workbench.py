@@ -148,7 +148,8 @@ class Workbench:
         keeps = nullcontext() if self.config.confidence is None else keep_evaluations(self.trainer, self._kept)
         loader = own_loader(self.trainer, self.sets.evaluated)
         with watch_evaluations(self.trainer, self._seen), keeps, loader, self.sets.in_place(self.trainer) as data:
-            metrics = self.trainer.evaluate(data, metric_key_prefix=self._prefix)
+            given = {} if data is None else {"eval_dataset": data}  # a subclass's own evaluate may take none
+            metrics = self.trainer.evaluate(**given, metric_key_prefix=self._prefix)
         # trl calls what it adds "eval_..." whatever prefix it is given
         return strip_prefix(strip_prefix(metrics, PREFIX), "eval")
 

@@ -162,7 +162,10 @@ def test_version_and_nothing(run):
         (["inspect", "m", "--formt", "json"], "unknown argument --formt (did you mean '--format'?)"),
         (["analyze", "m"], "the following arguments are required: --dataset"),
         (["analyze", "m", "--dataset", "d", "--threshold", "98"], "for 98 % pass threshold=0.98"),
-        (["analyze", "m", "--dataset", "d", "--threshold", "x"], "argument --threshold: invalid float value: 'x'"),
+        (
+            ["analyze", "m", "--dataset", "d", "--threshold", "x"],
+            "argument --threshold: invalid number or auto value: 'x'",
+        ),
         (["prune", "m", "--dataset", "d"], "--output_dir is missing"),
         (
             ["prune", "m", "--dataset", "d", "--dry_run", "--start_epoch", "2", "--recovery_epochs", "0"],
