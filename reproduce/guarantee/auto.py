@@ -117,7 +117,7 @@ def compare(work: Work, args: argparse.Namespace, depths: list[int]) -> Comparis
         calibration_batch_size=max(CALIBRATION_BATCH, args.batch_size),
     )  # fmt: skip
     return compare_criteria(
-        make_trainer, work.source, config, criteria=[args.auto_criterion, *args.criteria], num_layers=depths, seeds=args.seeds,
+        make_trainer, work.source, config, criteria=[args.auto_criterion, *args.criteria], num_layers=depths, seeds=args.criteria_seeds,
         calibration=work.judge, output_dir=args.work / "comparison",
     )  # fmt: skip
 
@@ -261,6 +261,7 @@ def write_results(
         "confidence",
         "recovery_epochs",
         "seeds",
+        "criteria_seeds",
         "batch_size",
         "learning_rate",
         "calibration_samples",
@@ -290,10 +291,12 @@ def read_arguments() -> argparse.Namespace:
         default=list(SINGLES),
         help="single criteria beside the mixture; none: leave that part out",
     )
+    parser.add_argument("--criteria_seeds", type=int, help="of that part (default: as many as --seeds)")
     parser.add_argument("--work", type=Path, help="for models and unfinished work (default: runs/guarantee/NAME)")
     parser.add_argument("--output_dir", type=Path, help="default: reproduce/results/guarantee/auto/NAME")
     args = parser.parse_args()
     name = "digits" if args.digits else Path(args.model or "model").name
+    args.criteria_seeds = args.criteria_seeds or args.seeds
     args.work = args.work or Path(__file__).parents[2] / "runs" / "guarantee" / name
     args.output_dir = args.output_dir or RESULTS / "guarantee" / "auto" / name
     return args
@@ -305,7 +308,17 @@ def main() -> None:
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     work, runs = make_work(args), settings_of(args)
-    left_out = ("output_dir", "work", "seeds", "thresholds", "criteria", "fixed_confidence", "model", "data")
+    left_out = (
+        "output_dir",
+        "work",
+        "seeds",
+        "criteria_seeds",
+        "thresholds",
+        "criteria",
+        "fixed_confidence",
+        "model",
+        "data",
+    )
     facts = {name: value for name, value in vars(args).items() if name not in left_out} | {"subject": work.name}
     cells = Cells(args.work, facts)
     names = {(name, seed): f"{name.replace(' ', '-')}-s{seed}" for name in runs for seed in range(args.seeds)}
