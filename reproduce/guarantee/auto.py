@@ -101,7 +101,7 @@ def estimate(work: Work, args: argparse.Namespace, num_runs: int) -> str:
     steps = -(-len(work.train) // args.batch_size) * args.recovery_epochs
     recovery = (time.perf_counter() - started) / 3 * steps
     # a run of fixed thresholds has one to three rounds, a search gallops and bisects
-    recoveries = args.seeds * (2.5 * (num_runs - 2) + 14) + args.seeds * (len(args.criteria) + 2)
+    recoveries = args.seeds * (2.5 * (num_runs - 2) + 14) + args.criteria_seeds * (len(args.criteria) + 2)
     minutes = recoveries * recovery / 60
     return f"about {minutes:.0f} minutes of training ({recoveries:.0f} recoveries of {recovery:.0f} s), and the measurements"
 
