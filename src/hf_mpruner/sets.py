@@ -144,7 +144,11 @@ def given_sets(config: PruningConfig, given: Parts) -> Sets:
         _refuse_unused(choosing=given.choosing)
         return Sets(calibration=given.calibration)
     found = _assign(config, _halved(config, given)._replace(judging=None), by_evaluator=True)
-    if "choosing" in found and found["choosing"] is None:  # batches that cannot be split propose and choose
+    if "choosing" in found and found["choosing"] is None:
+        logger.warning(
+            "The same examples propose cuts and choose among them, since calibration cannot be split in two: pass choosing=..., "
+            "other examples, for a choice that luck has no part in. What judges is not touched by it."
+        )
         found = {"choosing": found["calibration"]}
     check_disjoint({**found, "eval_dataset": given.judging})
     return Sets(**found)

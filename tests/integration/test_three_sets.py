@@ -19,7 +19,7 @@ from hf_mpruner.data import Parts
 from hf_mpruner.errors import CalibrationError, MPrunerError
 from hf_mpruner.guarantee import Outcomes, TestLevels, bound_drop, smallest_sample, spare_losses
 from hf_mpruner.record import Measurement
-from hf_mpruner.sets import check_same_examples, check_sets, find_sets
+from hf_mpruner.sets import check_same_examples, check_sets, find_sets, given_sets
 from hf_mpruner.workbench import Workbench
 from trainer_kit import Rows, accuracy, build_trainer
 
@@ -124,6 +124,14 @@ def test_prune_halves_what_it_is_given_where_a_mixture_chooses(make_bert):
     )
     data = report.record.data
     assert (data["calibration"]["num_examples"], data["choosing"]["num_examples"]) == (12, 12)
+
+
+def test_batches_that_cannot_be_halved_propose_and_choose_and_that_is_said(caplog):
+    batches = iter(())
+    with caplog.at_level("WARNING"):
+        sets = given_sets(searching("mixture"), Parts(batches, None, None))
+    assert (sets.calibration, sets.choosing) == (None, batches)
+    assert "The same examples propose cuts and choose among them" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["loss", "taylor", "metric_drop"])
